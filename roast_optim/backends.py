@@ -1,0 +1,49 @@
+"""Choice of the backend for a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .kernels.backend import BACKEND_NAMES, Backend, load_backend
+
+# The fastest backend of each kind of device; every other device runs the reference.
+_FASTEST = {"cpu": "native", "cuda": "triton"}
+
+
+def check_backend(name: str) -> str:
+    """``name``, if it is "auto" or a backend that can run in this process.
+
+    Raises:
+        ValueError: an unknown name, or a backend that cannot run here, with the reason and the cure.
+    """
+    if name not in ("auto", *BACKEND_NAMES):
+        raise ValueError(f"RoastAdamW: invalid backend={name!r}; it must be one of {('auto', *BACKEND_NAMES)}")
+    if name != "auto" and (reason := load_backend(name).unavailable()) is not None:
+        raise ValueError(f"RoastAdamW: backend={name!r} cannot run here: {reason}")
+    return name
+
+
+def backend_for(name: str, device: torch.device, warn: Callable[[str], None]) -> Backend:
+    """The backend that runs parameters on ``device``.
+
+    Args:
+        name: what the user asked for, already checked.
+        device: where the parameters lie.
+        warn: told why "auto" falls back to the reference, and what to do about it.
+
+    Raises:
+        ValueError: the backend that was asked for cannot run on that device.
+    """
+    if name == "auto":
+        fastest = _FASTEST.get(device.type, "reference")
+        reason = load_backend(fastest).unavailable()
+        if reason is None:
+            return load_backend(fastest)
+        warn(f"RoastAdamW runs on the reference backend, which is slow; the {fastest} backend cannot run here: {reason}")
+        return load_backend("reference")
+    backend = load_backend(name)
+    if not backend.supports(device):
+        raise ValueError(f"RoastAdamW: backend={name!r} cannot run parameters on {device}; use backend='auto'")
+    return backend

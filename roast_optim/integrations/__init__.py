@@ -1,0 +1,1 @@
+"""RoAST in the training loops of other libraries."""

@@ -1,0 +1,84 @@
+"""Keep probabilities and the random draw: the definition that every backend matches bit for bit.
+
+An element with rank code c is kept in a draw iff its random word is below ``keep_thresholds(alpha, beta)[c]``. No mask is
+stored anywhere: a draw is recomputed from seed, parameter, element and draw number.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .kernels.backend import RANK_CODES, Placement
+from .kernels.reference import chunks, draw_words, kept
+
+_WORDS = 2**32
+_FLAT = Decimal(64)  # beyond +-64 the logistic function is 0 or 1 to more than 2**-32
+
+
+@lru_cache(maxsize=64)
+def keep_thresholds(alpha: float, beta: float) -> Tensor:
+    """round(p * 2**32) per rank code, at least 1 and at most 2**32 - 1; int64 ``[256]`` on the CPU, not to be written to.
+
+    p = 1 / (1 + exp(-2 * beta * (r - alpha))) with r = (code + 0.5) / 256 (RoAST, equation 6). Computed in decimal
+    arithmetic on the exact values of ``alpha`` and ``beta``: the mathematics library of the machine, which may round exp
+    either way, has no say in the masks.
+    """
+    context = Context(prec=50, rounding=ROUND_HALF_EVEN)
+    thresholds = []
+    for code in range(RANK_CODES):
+        rank = context.divide(Decimal(2 * code + 1), Decimal(2 * RANK_CODES))
+        logit = context.multiply(Decimal(2 * beta), context.subtract(rank, Decimal(alpha)))
+        decay = context.exp(-max(-_FLAT, min(_FLAT, logit)))
+        threshold = context.divide(Decimal(_WORDS), context.add(Decimal(1), decay)).to_integral_value(ROUND_HALF_EVEN)
+        thresholds.append(min(max(int(threshold), 1), _WORDS - 1))
+    return torch.tensor(thresholds, dtype=torch.int64)
+
+
+def keep_probabilities(alpha: float, beta: float) -> Tensor:
+    """The probability, as drawn, that an element is updated, per rank code: threshold / 2**32, float64 ``[256]``."""
+    return keep_thresholds(alpha, beta).double() / _WORDS
+
+
+@lru_cache(maxsize=64)
+def rescaling_factors(alpha: float, beta: float) -> Tensor:
+    """1 / p for the p that is drawn, per rank code, so that E[m / p] = 1; float32 ``[256]`` on the CPU."""
+    return (_WORDS / keep_thresholds(alpha, beta).double()).float()
+
+
+@lru_cache(maxsize=64)
+def no_rescaling() -> Tensor:
+    """A factor of one per rank code; float32 ``[256]`` on the CPU."""
+    return torch.ones(RANK_CODES)
+
+
+def keep_mask(
+    rank_codes: Tensor,
+    alpha: float,
+    beta: float,
+    *,
+    seed: int,
+    parameter_id: int,
+    draw_number: int,
+    placement: Placement | None = None,
+) -> Tensor:
+    """The mask of one draw: bool, shaped like ``rank_codes`` (uint8).
+
+    Args:
+        seed: key of the draw, 0 <= seed < 2**64.
+        parameter_id: index of the parameter in the optimizer's state_dict.
+        draw_number: the parameter's step after increment (mask_schedule="step") or its group's refreshes ("refresh").
+        placement: where ``rank_codes`` lies in the whole parameter; None: it is the whole parameter.
+    """
+    placement = placement or Placement.whole(parameter_id, rank_codes.numel())
+    mask = torch.empty_like(rank_codes, dtype=torch.bool)
+    thresholds = keep_thresholds(alpha, beta).to(rank_codes.device)
+    for start, (codes, out) in chunks([rank_codes, mask]):
+        words = draw_words(
+            placement, start, codes.numel(), seed=seed, draw_number=draw_number, device=rank_codes.device
+        )
+        out.copy_(kept(codes, words, thresholds))
+    return mask

@@ -20,7 +20,7 @@ HISTOGRAM_BINS = 65536
 class Placement(NamedTuple):
     """Where a local tensor lies in its whole, unsharded, contiguous parameter.
 
-    Local element ``j`` (row-major) is element ``first_index + (j // inner_length) * outer_stride + j % inner_length`` of
+    Local element j (row-major) is element ``first_index + (j // inner_length) * outer_stride + j % inner_length`` of
     the whole parameter. For a parameter that is not sharded ``inner_length`` is its number of elements.
 
     Attributes:
@@ -47,8 +47,8 @@ class Selection:
 
     Attributes:
         seed: key of the draw, 0 <= seed < 2**64.
-        thresholds: int64 ``[256]``, values in [1, 2**32 - 1]: an element with rank code c is kept iff its random word is
-            below ``thresholds[c]``.
+        thresholds: int64 ``[256]``, values in [1, 2**32 - 1]: an element with rank code c is kept iff its random word
+            is below ``thresholds[c]``.
         rescaling: float32 ``[256]``: the factor of a kept gradient; ones for a selection without rescaling.
         draw_number: fourth word of the counter; None: each parameter's own step count after its increment.
     """

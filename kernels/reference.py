@@ -148,7 +148,7 @@ def roast_adamw_(
     """
     for i, param in enumerate(params):
         state_steps[i] += 1
-        step = state_steps[i] if capturable else state_steps[i].item()
+        step: float | Tensor = state_steps[i] if capturable else state_steps[i].item()
         tensors = [param, grads[i], exp_avgs[i], exp_avg_sqs[i]]
         tensors += [max_exp_avg_sqs[i]] if amsgrad else []
         tensors += [rank_codes[i]] if selection is not None else []
@@ -157,11 +157,16 @@ def roast_adamw_(
         for start, chunk in chunks(tensors):
             grad = chunk[1]
             if selection is not None:
-                draw_number = selection.draw_number
+                draw_number: Word | None = selection.draw_number
                 if draw_number is None:
-                    draw_number = state_steps[i].to(torch.int64) if capturable else int(step)
+                    draw_number = step.to(torch.int64) if isinstance(step, Tensor) else int(step)
                 words = draw_words(
-                    placements[i], start, grad.numel(), seed=selection.seed, draw_number=draw_number, device=param.device
+                    placements[i],
+                    start,
+                    grad.numel(),
+                    seed=selection.seed,
+                    draw_number=draw_number,
+                    device=param.device,
                 )
                 grad = selected_gradient(grad, chunk[-1], words, selection)
             adamw_(
@@ -195,9 +200,9 @@ def adamw_(
 ) -> None:
     """Decoupled weight decay, moments, bias correction, update (Loshchilov and Hutter, 2019, algorithm 2).
 
-    The operations are those of ``torch.optim.AdamW(foreach=False)`` in the same order, so the results are equal bit for
-    bit. ``step`` is a tensor under ``capturable``. Moments of another dtype than the parameter's: arithmetic in the wider
-    of the two, each result rounded once.
+    The operations are those of ``torch.optim.AdamW(foreach=False)`` in the same order, so the results are equal bit
+    for bit. ``step`` is a tensor under ``capturable``. Moments of another dtype than the parameter's: arithmetic in
+    the wider of the two, each result rounded once.
     """
     working = torch.promote_types(param.dtype, exp_avg.dtype)
     if {param.dtype, grad.dtype, exp_avg.dtype} != {working}:
@@ -238,7 +243,7 @@ def adamw_(
 
 
 def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> None:
-    """s <- fl(s + fl(g * g)) in float32, saturating; non-finite gradients add nothing.
+    """Add the squared gradients: s <- fl(s + fl(g * g)) in float32, saturating; non-finite gradients add nothing.
 
     Two roundings: never ``addcmul_``, which is a fused multiply-add on some processors.
     """
@@ -275,9 +280,9 @@ def _bins(score: Tensor) -> Tensor:
 
 
 def chunks(tensors: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-    """Views of equal shape on at most :data:`CHUNK` elements, in row-major order, with the index of their first element.
+    """Views of equal shape on at most :data:`CHUNK` elements, in row-major order, each with its first element's index.
 
-    Views need neither contiguous tensors nor equal strides.
+    The tensors need neither be contiguous nor have equal strides.
     """
     if tensors[0].numel() == 0:
         return

@@ -41,7 +41,7 @@ def backend_for(name: str, device: torch.device, warn: Callable[[str], None]) ->
         reason = load_backend(fastest).unavailable()
         if reason is None:
             return load_backend(fastest)
-        warn(f"RoastAdamW runs on the reference backend, which is slow; the {fastest} backend cannot run here: {reason}")
+        warn(f"RoastAdamW runs on the slow reference backend, because the {fastest} backend cannot run here: {reason}")
         return load_backend("reference")
     backend = load_backend(name)
     if not backend.supports(device):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .options import GROUP_COUNTERS, check_group
+from .state import make_selection_state
 
 if TYPE_CHECKING:
     from .optimizer import RoastAdamW
@@ -52,8 +53,8 @@ def _required_keys(saved_group: dict[str, Any], saved_state: dict[str, Any] | No
 def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
     """Undo the casts of ``torch.optim.Optimizer.load_state_dict``, and complete what plain AdamW does not save.
 
-    The base class casts every state tensor of a floating-point parameter to the parameter's dtype: rank codes and float32
-    importance of a bfloat16 parameter too.
+    The base class casts every state tensor of a floating-point parameter to the parameter's dtype: rank codes and
+    float32 importance of a bfloat16 parameter too.
     """
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     indices = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
@@ -68,7 +69,7 @@ def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
             group.setdefault(key, default)
         for param in group["params"]:
             if group["selective"] and optimizer.state.get(param) and "rank_code" not in optimizer.state[param]:
-                optimizer._make_selection_state(group, param)
+                make_selection_state(optimizer.state[param], group, param)
                 foreign = True
     if foreign:
         warnings.warn(

@@ -1,17 +1,35 @@
-"""Percentile ranks of the importance scores over many tensors, from a histogram of their bit patterns.
+"""Percentile ranks of the importance scores, across tensors and across processes.
 
 A score's rank is the share of all scores below it plus half the share equal to it (mid-rank). Scores that agree in the
-upper 17 bits of their float32 pattern (closer than 0.4%) count as equal. Two passes over the scores and 512 KB replace
-a sort, and histograms of several processes simply add.
+upper 17 bits of their float32 pattern (closer than 0.4%) count as equal. Two passes over the scores and a histogram of
+512 KB replace a sort, and the histograms of several processes simply add.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .kernels import reference
-from .kernels.backend import HISTOGRAM_BINS, RANK_CODES, Backend
+from .kernels.backend import HISTOGRAM_BINS, RANK_CODES, Backend, Placement
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass
+class RankedTensors:
+    """Local tensors on one device that are spread over the same process groups; parallel lists."""
+
+    backend: Backend
+    device: torch.device
+    groups: tuple[ProcessGroup, ...]
+    importances: list[Tensor] = field(default_factory=list)
+    rank_codes: list[Tensor] = field(default_factory=list)
 
 
 def rank_code_table(histogram: Tensor) -> Tensor:
@@ -26,20 +44,34 @@ def rank_code_table(histogram: Tensor) -> Tensor:
     return codes.clamp_(max=RANK_CODES - 1).to(torch.uint8)
 
 
-def score_histogram(scores: list[tuple[Backend, list[Tensor]]]) -> Tensor:
-    """Number of scores in each bin over all given tensors; int64 ``[65536]``, on the device of the first tensor.
+def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup | None) -> bool:
+    """Rank all elements of all parts and processes together, write their rank codes, reset their importance to zero.
 
     Args:
-        scores: non-negative float32 tensors, with the backend that counts them.
+        parts: the same number, with the same groups, in every process.
+        process_group: processes that hold different parameters (pipeline stages), or None.
+
+    Returns:
+        False if every score lies in the lowest bin: nothing was accumulated, and nothing is changed.
     """
-    devices = [tensors[0].device for _, tensors in scores if tensors]
-    total = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=devices[0] if devices else None)
-    for backend, tensors in scores:
-        if tensors:
-            counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=tensors[0].device)
-            backend.histogram_(tensors, counts)
-            total += counts.to(total.device)
-    return total
+    histograms = [torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=part.device) for part in parts]
+    for part, histogram in zip(parts, histograms, strict=True):
+        part.backend.histogram_(part.importances, histogram)
+        for group in part.groups:
+            dist.all_reduce(histogram, group=group)
+    device = parts[0].device if parts else torch.device("cpu")
+    total = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=device)
+    for histogram in histograms:
+        total += histogram.to(device)
+    if process_group is not None:
+        dist.all_reduce(total, group=process_group)
+
+    if int(total[0]) == int(total.sum()):
+        return False
+    table = rank_code_table(total)
+    for part in parts:
+        part.backend.assign_rank_codes_(part.importances, part.rank_codes, table.to(part.device))
+    return True
 
 
 def percentile_ranks(scores: list[Tensor]) -> list[Tensor]:
@@ -54,12 +86,10 @@ def percentile_ranks(scores: list[Tensor]) -> list[Tensor]:
     return rank_codes
 
 
-def fill_random_scores_(scores: Tensor, seed: int, placement: reference.Placement) -> None:
-    """A fixed random score per element: the upper 24 bits of the word with draw number 0, which no step uses, / 2**24."""
+def fill_random_scores_(scores: Tensor, seed: int, placement: Placement) -> None:
+    """A fixed random score in [0, 1) per element, from the draw with number 0, which no step uses."""
     for start, (chunk,) in reference.chunks([scores]):
-        words = reference.draw_words(
-            placement, start, chunk.numel(), seed=seed, draw_number=0, device=scores.device
-        )
+        words = reference.draw_words(placement, start, chunk.numel(), seed=seed, draw_number=0, device=scores.device)
         chunk.copy_((words >> 8).to(torch.float32).mul_(2.0**-24).view(chunk.shape))
 
 

@@ -1,7 +1,7 @@
 """Keep probabilities and the random draw: the definition that every backend matches bit for bit.
 
-An element with rank code c is kept in a draw iff its random word is below ``keep_thresholds(alpha, beta)[c]``. No mask is
-stored anywhere: a draw is recomputed from seed, parameter, element and draw number.
+An element with rank code c is kept in a draw iff its random word is below ``keep_thresholds(alpha, beta)[c]``. No mask
+is stored anywhere: a draw is recomputed from seed, parameter, element and draw number.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _FLAT = Decimal(64)  # beyond +-64 the logistic function is 0 or 1 to more than 
 
 @lru_cache(maxsize=64)
 def keep_thresholds(alpha: float, beta: float) -> Tensor:
-    """round(p * 2**32) per rank code, at least 1 and at most 2**32 - 1; int64 ``[256]`` on the CPU, not to be written to.
+    """round(p * 2**32) per rank code, in [1, 2**32 - 1]; int64 ``[256]`` on the CPU, not to be written to.
 
     p = 1 / (1 + exp(-2 * beta * (r - alpha))) with r = (code + 0.5) / 256 (RoAST, equation 6). Computed in decimal
-    arithmetic on the exact values of ``alpha`` and ``beta``: the mathematics library of the machine, which may round exp
-    either way, has no say in the masks.
+    arithmetic on the exact values of ``alpha`` and ``beta``: the mathematics library of the machine, which may round
+    exp either way, has no say in the masks.
     """
     context = Context(prec=50, rounding=ROUND_HALF_EVEN)
     thresholds = []
@@ -49,10 +49,12 @@ def rescaling_factors(alpha: float, beta: float) -> Tensor:
     return (_WORDS / keep_thresholds(alpha, beta).double()).float()
 
 
-@lru_cache(maxsize=64)
-def no_rescaling() -> Tensor:
-    """A factor of one per rank code; float32 ``[256]`` on the CPU."""
-    return torch.ones(RANK_CODES)
+@lru_cache(maxsize=256)
+def selection_tables(alpha: float, beta: float, rescale: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Thresholds and rescaling factors on ``device``, made once; without rescaling the factors are one."""
+    thresholds = keep_thresholds(alpha, beta)
+    factors = rescaling_factors(alpha, beta) if rescale else torch.ones(RANK_CODES)
+    return thresholds.to(device), factors.to(device)
 
 
 def keep_mask(
@@ -61,17 +63,19 @@ def keep_mask(
     beta: float,
     *,
     seed: int,
-    parameter_id: int,
     draw_number: int,
+    parameter_id: int = 0,
     placement: Placement | None = None,
 ) -> Tensor:
     """The mask of one draw: bool, shaped like ``rank_codes`` (uint8).
 
     Args:
+        rank_codes: uint8.
+        alpha, beta: options of the parameter's group.
         seed: key of the draw, 0 <= seed < 2**64.
-        parameter_id: index of the parameter in the optimizer's state_dict.
         draw_number: the parameter's step after increment (mask_schedule="step") or its group's refreshes ("refresh").
-        placement: where ``rank_codes`` lies in the whole parameter; None: it is the whole parameter.
+        parameter_id: index of the parameter in the optimizer's state_dict, if ``rank_codes`` is the whole parameter.
+        placement: where ``rank_codes`` lies in the whole parameter otherwise.
     """
     placement = placement or Placement.whole(parameter_id, rank_codes.numel())
     mask = torch.empty_like(rank_codes, dtype=torch.bool)

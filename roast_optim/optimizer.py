@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -14,27 +13,16 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import checkpoint
 from .backends import backend_for, check_backend
-from .importance import fill_magnitude_scores_, fill_random_scores_, rank_code_table, score_histogram
+from .importance import RankedTensors, fill_magnitude_scores_, fill_random_scores_, refresh_rank_codes
 from .kernels.backend import Backend, Placement, Selection
-from .masking import keep_mask, keep_probabilities, keep_thresholds, no_rescaling, rescaling_factors
+from .masking import selection_tables
 from .options import GROUP_COUNTERS, RoastOptions, check_group
+from .sharding import any_process, local, mesh_groups, placement, require_same, shard_groups
+from .state import State, StepTensors, checked_gradient, make_selection_state, make_state
+from .statistics import selection_stats
 
-_UNRANKED = 255  # rank code of an element whose state is made after its group was ranked: the highest keep probability
-
-
-@dataclass
-class _GroupTensors:
-    """The tensors of one group that take part in a step, on one backend; parallel lists."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    max_exp_avg_sqs: list[Tensor]
-    state_steps: list[Tensor]
-    importances: list[Tensor]
-    rank_codes: list[Tensor]
-    placements: list[Placement]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class RoastAdamW(Optimizer):
@@ -46,9 +34,9 @@ class RoastAdamW(Optimizer):
 
     .. math:: m \sim \mathrm{Bernoulli}(p), \qquad g' = (m / p)\, g, \qquad \theta \leftarrow \mathrm{AdamW}(g')
 
-    An element that is not kept gets gradient zero: its moments decay, and weight decay and momentum still move it. Until
-    the first refresh everything is updated. With ``selective=False`` this is ``torch.optim.AdamW(foreach=False)``, bit
-    for bit on the reference backend.
+    An element that is not kept gets gradient zero: its moments decay, and weight decay and momentum still move it.
+    Until the first refresh everything is updated. With ``selective=False`` this is
+    ``torch.optim.AdamW(foreach=False)``, bit for bit on the reference backend.
 
     Args:
         params: parameters or group dictionaries, as for every torch optimizer; see also ``selective_param_groups``.
@@ -76,13 +64,15 @@ class RoastAdamW(Optimizer):
         maximize: maximise the objective instead of minimising it.
         capturable: keep the step counts on the device, so that a CUDA graph can hold the step. A replayed graph runs no
             Python: call :meth:`refresh` yourself and leave ``importance_every`` at 1.
+        process_group: processes that hold different parameters of one model as plain tensors (pipeline stages): their
+            elements are ranked together. DTensor parameters need none: their mesh says how they are sharded.
 
     Raises:
-        ValueError: an option out of range, no selective parameter, or a backend that cannot run here.
+        ValueError: an option out of range, or a backend that cannot run here.
 
     A parameter whose state is made after its group's first refresh (it was frozen, say) counts as most important until
-    the next refresh ranks it. Options that are not group options are not saved: construct the optimizer with the same ones before
-    ``load_state_dict``.
+    the next refresh ranks it. Options that are not group options are not saved: construct the optimizer with the same
+    ones before ``load_state_dict``.
     """
 
     def __init__(
@@ -107,6 +97,7 @@ class RoastAdamW(Optimizer):
         backend: str = "auto",
         maximize: bool = False,
         capturable: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         self.options = RoastOptions(
             refresh_every=refresh_every,
@@ -117,6 +108,7 @@ class RoastAdamW(Optimizer):
             state_dtype=state_dtype,
         )
         self.backend = check_backend(backend)
+        self.process_group = process_group
         self._measuring = False
         self._warned: set[str] = set()
         defaults: dict[str, Any] = {
@@ -136,26 +128,26 @@ class RoastAdamW(Optimizer):
         check_group(defaults)
         super().__init__(params, defaults)
 
-    # ------------------------------------------------------------------------------------------------- groups and state
+    # ----------------------------------------------------------------------------------------------------------- groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as every torch optimizer does; its elements are all updated until the next refresh."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            check_group(group)
-            for param in group["params"]:
+            check_group(self.param_groups[-1])
+            for param in self.param_groups[-1]["params"]:
                 self._backend_of(param.device)
+            self.placements = self._place()
         except Exception:
             self.param_groups.pop()
             raise
-        self._placements = self._place()
 
     def _place(self) -> dict[Tensor, Placement]:
+        """Where each parameter lies in the whole; its id is its index in the state_dict."""
         ids: dict[Tensor, int] = {}
         for index, param in enumerate(param for group in self.param_groups for param in group["params"]):
             ids.setdefault(param, index)
-        return {param: Placement.whole(index, param.numel()) for param, index in ids.items()}
+        return {param: placement(param, index) for param, index in ids.items()}
 
     def _backend_of(self, device: torch.device) -> Backend:
         return backend_for(self.backend, device, self._warn_once)
@@ -164,23 +156,6 @@ class RoastAdamW(Optimizer):
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, UserWarning, stacklevel=5)
-
-    def _make_state(self, group: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
-        dtype = self.options.state_dtype or param.dtype
-        state: dict[str, Tensor] = self.state[param]
-        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device if group["capturable"] else "cpu")
-        moments = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
-        for moment in moments:
-            state[moment] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-        if group["selective"]:
-            self._make_selection_state(group, param)
-        return state
-
-    def _make_selection_state(self, group: dict[str, Any], param: Tensor) -> None:
-        layout = torch.preserve_format
-        self.state[param]["importance"] = torch.zeros_like(param, dtype=torch.float32, memory_format=layout)
-        code = _UNRANKED if group["refreshes"] > 0 else 0
-        self.state[param]["rank_code"] = torch.full_like(param, code, dtype=torch.uint8, memory_format=layout)
 
     # ------------------------------------------------------------------------------------------------------------- step
 
@@ -196,35 +171,37 @@ class RoastAdamW(Optimizer):
             closure: reevaluates the model under ``torch.enable_grad`` and returns the loss.
 
         Raises:
-            RuntimeError: a sparse or complex gradient.
+            RuntimeError: a sparse or complex gradient, or options that differ between processes.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
 
-        had_state = len(self.state) > 0
-        gathered = [list(self._gather(group)) for group in self.param_groups]
-        if not any(gathered):
+        first = len(self.state) == 0
+        gathered = [(group, self._gather(group)) for group in self.param_groups]
+        if not any(by_device for _, by_device in gathered):
             return loss
+        if first:
+            self._require_same_on_all_processes()
         if self._measuring:
-            for parts in gathered:
-                for backend, tensors in parts:
+            for _, by_device in gathered:
+                for device, tensors in by_device.items():
                     if tensors.importances:
-                        backend.accumulate_importance_(tensors.importances, tensors.grads)
+                        self._backend_of(device).accumulate_importance_(tensors.importances, tensors.grads)
             return loss
-        if not had_state and self._only_makes_state(gathered):
+        if first and self._only_makes_state(gathered):
             return loss
 
-        for group, parts in zip(self.param_groups, gathered, strict=True):
+        for group, by_device in gathered:
             group["steps_since_refresh"] += 1
             accumulate = (
                 group["selective"]
                 and self.options.importance == "gradient"
                 and group["steps_since_refresh"] % self.options.importance_every == 0
             )
-            for backend, tensors in parts:
-                backend.roast_adamw_(
+            for device, tensors in by_device.items():
+                self._backend_of(device).roast_adamw_(
                     tensors.params,
                     tensors.grads,
                     tensors.exp_avgs,
@@ -243,60 +220,64 @@ class RoastAdamW(Optimizer):
                     maximize=group["maximize"],
                     capturable=group["capturable"],
                     accumulate=accumulate,
-                    selection=self._selection(group, tensors.params[0].device),
+                    selection=self._selection(group, device),
                 )
         due = self.options.refresh_every
-        if due is not None and any(g["selective"] and g["steps_since_refresh"] >= due for g in self.param_groups):
+        if due is not None and any(group["steps_since_refresh"] >= due for group in self.param_groups):
             self.refresh()
         return loss
 
-    def _gather(self, group: dict[str, Any]) -> Iterator[tuple[Backend, _GroupTensors]]:
-        """The tensors of ``group`` that have a gradient, one entry per device; makes missing state."""
-        by_device: dict[torch.device, _GroupTensors] = {}
+    def _gather(self, group: dict[str, Any]) -> dict[torch.device, StepTensors]:
+        """The tensors of ``group`` that have a gradient; makes missing state."""
+        by_device: dict[torch.device, StepTensors] = {}
         for param in group["params"]:
-            grad = param.grad
+            grad = checked_gradient(param)
             if grad is None:
                 continue
-            if grad.is_sparse or grad.is_complex():
-                kind = "sparse" if grad.is_sparse else "complex"
-                cure = "build the embedding with sparse=False" if grad.is_sparse else "optimize torch.view_as_real of it"
-                raise RuntimeError(
-                    f"RoastAdamW does not support {kind} gradients (a parameter of shape {tuple(param.shape)}): {cure}"
-                )
-            state = self.state[param] or self._make_state(group, param)
+            state = self._state_of(group, param)
             tensors = by_device.get(param.device)
             if tensors is None:
-                tensors = by_device[param.device] = _GroupTensors([], [], [], [], [], [], [], [], [])
-            tensors.params.append(param)
-            tensors.grads.append(grad)
-            tensors.exp_avgs.append(state["exp_avg"])
-            tensors.exp_avg_sqs.append(state["exp_avg_sq"])
-            tensors.state_steps.append(state["step"])
-            if group["amsgrad"]:
-                tensors.max_exp_avg_sqs.append(state["max_exp_avg_sq"])
-            if group["selective"]:
-                tensors.importances.append(state["importance"])
-                tensors.rank_codes.append(state["rank_code"])
-            tensors.placements.append(self._placements[param])
-        for device, tensors in by_device.items():
-            yield self._backend_of(device), tensors
+                tensors = by_device[param.device] = StepTensors()
+            tensors.append(group, param, grad, state, self.placements[param])
+        return by_device
 
-    def _only_makes_state(self, gathered: list[list[tuple[Backend, _GroupTensors]]]) -> bool:
-        """Whether this first step is the one by which distributed checkpoints make state: lr = 0, all gradients zero."""
-        if any(float(group["lr"]) != 0 for group in self.param_groups):
+    def _state_of(self, group: dict[str, Any], param: Tensor) -> State:
+        state: State = self.state[param]
+        if not state:
+            make_state(state, group, param, self.options.state_dtype)
+        elif group["selective"] and "rank_code" not in state:  # the group was not selective until now
+            make_selection_state(state, group, param)
+        return state
+
+    def _only_makes_state(self, gathered: list[tuple[dict[str, Any], dict[torch.device, StepTensors]]]) -> bool:
+        """Whether this is the step by which distributed checkpoints make state: lr = 0 and all gradients zero."""
+        if any(float(group["lr"]) != 0 for group, _ in gathered):
             return False
-        return not any(bool(grad.any()) for parts in gathered for _, tensors in parts for grad in tensors.grads)
+        all_tensors = [tensors for _, by_device in gathered for tensors in by_device.values()]
+        nonzero = any(bool(grad.any()) for tensors in all_tensors for grad in tensors.grads)
+        return not any_process(nonzero, self._process_groups(), all_tensors[0].params[0].device)
+
+    def _process_groups(self) -> list[ProcessGroup]:
+        groups = mesh_groups(param for group in self.param_groups for param in group["params"])
+        return groups + ([self.process_group] if self.process_group is not None else [])
+
+    def _require_same_on_all_processes(self) -> None:
+        """Masks agree only where seeds and options do: compare them before it matters rather than after."""
+        device = self.param_groups[0]["params"][0].device
+        if groups := mesh_groups(param for group in self.param_groups for param in group["params"]):
+            names = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
+            group_options = [{name: group[name] for name in names} for group in self.param_groups]
+            require_same(f"{self.options}, groups {group_options}", groups, device)
+        if self.process_group is not None:  # these processes may well have other parameter groups
+            seeds = sorted({group["seed"] for group in self.param_groups})
+            require_same(f"{self.options}, seeds {seeds}", [self.process_group], device)
 
     def _selection(self, group: dict[str, Any], device: torch.device) -> Selection | None:
         if not group["selective"] or group["refreshes"] == 0:
             return None
-        alpha, beta = group["alpha"], group["beta"]
-        return Selection(
-            seed=group["seed"],
-            thresholds=keep_thresholds(alpha, beta).to(device),
-            rescaling=(rescaling_factors(alpha, beta) if self.options.rescale else no_rescaling()).to(device),
-            draw_number=group["refreshes"] if self.options.mask_schedule == "refresh" else None,
-        )
+        thresholds, rescaling = selection_tables(group["alpha"], group["beta"], self.options.rescale, device)
+        draw_number = group["refreshes"] if self.options.mask_schedule == "refresh" else None
+        return Selection(group["seed"], thresholds, rescaling, draw_number)
 
     # ------------------------------------------------------------------------------------------------------- importance
 
@@ -317,112 +298,59 @@ class RoastAdamW(Optimizer):
     def refresh(self) -> None:
         """Rank all selective elements by the importance accumulated since the last refresh, and start again at zero.
 
-        With nothing accumulated the ranks stay as they are, which is said once.
+        With nothing accumulated the ranks stay as they are, which is said once. Where parameters are sharded, every
+        process must call it; one all-reduce of 512 KB over the processes that share them.
         """
-        selective = [
-            (group, param)
-            for group in self.param_groups
-            if group["selective"]
-            for param in group["params"]
-            if param.requires_grad or self.state.get(param)
-        ]
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for group, param in selective:
-            if not self.state[param]:
-                self._make_state(group, param)
-            self._fill_scores(group, param)
-            by_device.setdefault(param.device, []).append(param)
-        parts = [
-            (self._backend_of(device), [self.state[param]["importance"] for param in params])
-            for device, params in by_device.items()
-        ]
-        histogram = score_histogram(parts)
+        self._require_same_on_all_processes()
+        parts: dict[tuple[Any, ...], RankedTensors] = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                if not group["selective"] or not (param.requires_grad or self.state.get(param)):
+                    continue
+                state, groups = self._state_of(group, param), shard_groups(param)
+                scores = local(state["importance"])
+                if self.options.importance == "random":
+                    fill_random_scores_(scores, group["seed"], self.placements[param])
+                elif self.options.importance == "magnitude":
+                    fill_magnitude_scores_(scores, local(param))
+                part = parts.setdefault(
+                    (param.device, groups), RankedTensors(self._backend_of(param.device), param.device, groups)
+                )
+                part.importances.append(scores)
+                part.rank_codes.append(local(state["rank_code"]))
+        ranked = refresh_rank_codes(list(parts.values()), self.process_group)
         for group in self.param_groups:
             group["steps_since_refresh"] = 0
-        if int(histogram[0]) == int(histogram.sum()):
+            group["refreshes"] += int(ranked)
+        if not ranked:
             self._warn_once(
                 "refresh() found no accumulated importance and keeps the ranks: take a step with non-zero gradients "
                 "(or one inside measure_importance()) between two refreshes"
             )
-            return
-        table = rank_code_table(histogram)
-        for (backend, importances), params in zip(parts, by_device.values(), strict=True):
-            codes = [self.state[param]["rank_code"] for param in params]
-            backend.assign_rank_codes_(importances, codes, table.to(importances[0].device))
-        for group in self.param_groups:
-            group["refreshes"] += 1
-
-    def _fill_scores(self, group: dict[str, Any], param: Tensor) -> None:
-        scores = self.state[param]["importance"]
-        if self.options.importance == "random":
-            fill_random_scores_(scores, group["seed"], self._placements[param])
-        elif self.options.importance == "magnitude":
-            fill_magnitude_scores_(scores, param)
 
     @torch.no_grad()
     def selection_stats(self) -> dict[str, Any]:
-        """Shares of kept elements, per group and in all.
+        """Shares of kept elements, per group and in all; reads device memory and waits for it.
 
         Returns:
-            ``expected_share`` (mean keep probability), ``realised_share`` (share kept in the last draw, recomputed from its
-            counter; NaN when no draw was made with the present ranks), ``steps_since_refresh``, ``refreshes``,
-            ``elements``, and ``groups``: a list of the same entries per parameter group. Shares are fractions of one;
-            where no mask is active both are 1. Reads device memory and waits for it.
+            ``elements``; ``expected_share``, the mean keep probability; ``realised_share``, the share kept in the last
+            draw, recomputed from its counter (NaN when no draw was made with the present ranks);
+            ``steps_since_refresh``; ``refreshes``; ``groups``, a list of the same entries per parameter group. Shares
+            are fractions of one; where no mask is active both are 1.
         """
-        groups = [self._group_stats(group) for group in self.param_groups]
-        elements = sum(stats["elements"] for stats in groups)
-        whole: dict[str, Any] = {"elements": elements}
-        for share in ("expected_share", "realised_share"):
-            weighted = sum(stats[share] * stats["elements"] for stats in groups if stats["elements"])
-            whole[share] = weighted / elements if elements else 1.0
-        for counter in GROUP_COUNTERS:
-            whole[counter] = max(group[counter] for group in self.param_groups)
-        return {**whole, "groups": groups}
-
-    def _group_stats(self, group: dict[str, Any]) -> dict[str, Any]:
-        params = [param for param in group["params"] if self.state.get(param)]
-        counters = {counter: group[counter] for counter in GROUP_COUNTERS}
-        elements = sum(param.numel() for param in group["params"])
-        if not group["selective"] or group["refreshes"] == 0 or not params:
-            return {"elements": elements, "expected_share": 1.0, "realised_share": 1.0, **counters}
-        alpha, beta = group["alpha"], group["beta"]
-        per_refresh = self.options.mask_schedule == "refresh"
-        expected, realised, ranked = 0.0, 0.0, 0
-        for param in params:
-            codes = self.state[param]["rank_code"]
-            per_code = torch.bincount(codes.reshape(-1), minlength=256).cpu().double()
-            expected += float(per_code @ keep_probabilities(alpha, beta))
-            ranked += param.numel()
-            placement = self._placements[param]
-            mask = keep_mask(
-                codes,
-                alpha,
-                beta,
-                seed=group["seed"],
-                parameter_id=placement.parameter_id,
-                draw_number=group["refreshes"] if per_refresh else int(self.state[param]["step"]),
-                placement=placement,
-            )
-            realised += int(mask.sum())
-        drawn = per_refresh or group["steps_since_refresh"] > 0
-        return {
-            "elements": elements,
-            "expected_share": expected / max(ranked, 1),
-            "realised_share": realised / max(ranked, 1) if drawn else float("nan"),
-            **counters,
-        }
+        return selection_stats(self)
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("options", "backend", "_measuring", "_warned")}
+        own = {name: self.__dict__[name] for name in ("options", "backend", "process_group", "_measuring", "_warned")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if hasattr(self, "_incoming"):
             checkpoint.reattach(self, self._incoming)
-        self._placements = self._place()
+        self.placements = self._place()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a ``state_dict`` of RoastAdamW or of :class:`torch.optim.AdamW`.

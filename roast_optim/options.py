@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ class RoastOptions:
             self.refresh_every is None or _is_count(self.refresh_every),
             "refresh_every", self.refresh_every, "a number of steps, at least 1, or None",
         )  # fmt: skip
-        _require(self.mask_schedule in _MASK_SCHEDULES, "mask_schedule", self.mask_schedule, f"one of {_MASK_SCHEDULES}")
+        _require(
+            self.mask_schedule in _MASK_SCHEDULES, "mask_schedule", self.mask_schedule, f"one of {_MASK_SCHEDULES}"
+        )
         _require(self.importance in _IMPORTANCES, "importance", self.importance, f"one of {_IMPORTANCES}")
         _require(_is_count(self.importance_every), "importance_every", self.importance_every, "an integer, at least 1")
         _require(
@@ -59,13 +61,15 @@ def check_group(group: dict[str, Any]) -> None:
     _require(0.0 <= group["alpha"] <= 1.0, "alpha", group["alpha"], "a percentile rank in [0, 1]")
     _require(0.0 < group["beta"] < float("inf"), "beta", group["beta"], "a positive, finite number")
     seed = group["seed"]
-    _require(
-        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**64, "seed", seed, "an integer in [0, 2**64)"
-    )
+    _require(_is_integer(seed) and 0 <= seed < 2**64, "seed", seed, "an integer in [0, 2**64)")
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _is_integer(value) and value >= 1
 
 
 def _require(condition: bool | Tensor, name: str, value: object, right: str) -> None:

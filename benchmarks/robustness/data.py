@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 from datasets import Dataset
@@ -88,6 +89,10 @@ class Suite:
             others=tuple(replace(each, rows=sample(each.rows, eval_rows)) for each in self.others),
         )
 
+    def for_tuning(self) -> Suite:
+        """The suite for choosing hyper-parameters: the validation set in place of everything that is measured."""
+        return replace(self, in_distribution=replace(self.validation, role="in_distribution"), others=())
+
 
 def texts_of(rows: Dataset) -> list[Texts]:
     """The text columns of every row, in the order of the columns."""
@@ -122,4 +127,4 @@ def split(rows: Dataset, *counts: int) -> list[Dataset]:
     for count in counts:
         bounds.append(bounds[-1] + count)
     bounds.append(len(rows))
-    return [shuffled.select(range(start, end)) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [shuffled.select(range(start, end)) for start, end in pairwise(bounds)]

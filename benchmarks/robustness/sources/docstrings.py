@@ -11,8 +11,8 @@ from pathlib import Path
 # Fixed, so that the texts depend on nothing but the Python version. All exist from Python 3.10 on.
 MODULES = (
     "argparse", "ast", "asyncio.base_events", "bdb", "calendar", "cmd", "codecs", "collections", "configparser",
-    "contextlib", "csv", "datetime", "dataclasses", "difflib", "doctest", "email.message", "enum", "fractions", "ftplib",
-    "functools", "heapq", "http.client", "http.cookiejar", "http.server", "imaplib", "inspect", "ipaddress",
+    "contextlib", "csv", "datetime", "dataclasses", "difflib", "doctest", "email.message", "enum", "fractions",
+    "ftplib", "functools", "heapq", "http.client", "http.cookiejar", "http.server", "imaplib", "inspect", "ipaddress",
     "json.decoder", "locale", "logging", "logging.handlers", "mailbox", "multiprocessing.pool", "optparse", "os",
     "pathlib", "pdb", "pickletools", "pprint", "random", "shlex", "shutil", "smtplib", "socket", "socketserver",
     "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "trace", "turtle", "typing",

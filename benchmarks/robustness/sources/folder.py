@@ -97,9 +97,8 @@ def load_folder(folder: Path, task: Task, train_set: str | None = None) -> Suite
         if each.role != "anomaly" and task.name in each.anomaly_for()
     ]
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:8]
-    return Suite(
-        task, f"{folder.resolve().name}-{digest}", read_labelled(train, task), validation, in_distribution, tuple(others)
-    )
+    source = f"{folder.resolve().name}-{digest}"
+    return Suite(task, source, read_labelled(train, task), validation, in_distribution, tuple(others))
 
 
 def read_manifest(folder: Path) -> list[Entry]:
@@ -177,7 +176,8 @@ def read_anomalies(entry: Entry) -> Dataset:
 def counted(entry: Entry, lines: Iterator[Line]) -> Iterator[Line]:
     """The lines as they come, and at the end a check that there are as many as the manifest says."""
     count = 0
-    for count, line in enumerate(lines, 1):
+    for line in lines:
+        count += 1
         yield line
     if count == 0:
         raise UserError(f"{entry.path}:1: no row after the header; a set must not be empty")

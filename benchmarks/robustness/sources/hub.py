@@ -65,9 +65,7 @@ LABELLED: dict[str, dict[Role, tuple[HubSet, ...]]] = {
             HubSet("imdb", "stanfordnlp/imdb", "test", ("text",)),
             HubSet("yelp", "fancyzhx/yelp_polarity", "test", ("text",)),
             HubSet("amazon", "fancyzhx/amazon_polarity", "test", ("content",)),
-            HubSet(
-                "poem", "google-research-datasets/poem_sentiment", "test", ("verse_text",), labels={0: 0, 1: 1}
-            ),
+            HubSet("poem", "google-research-datasets/poem_sentiment", "test", ("verse_text",), labels={0: 0, 1: 1}),
         ),
         "adversarial": (
             dynasent("dynasent_r1", "dynabench.dynasent.r1.all"),
@@ -82,14 +80,23 @@ LABELLED: dict[str, dict[Role, tuple[HubSet, ...]]] = {
                 "qnli", GLUE, "validation", ("sentence", "question"), "qnli", labels=BINARY, merged_labels=NO_NEUTRAL
             ),
             HubSet(
-                "wnli", GLUE, "validation", ("sentence1", "sentence2"), "wnli",
-                labels={1: 0, 0: 2}, merged_labels=NO_NEUTRAL,
-            ),  # fmt: skip
+                "wnli",
+                GLUE,
+                "validation",
+                ("sentence1", "sentence2"),
+                "wnli",
+                labels={1: 0, 0: 2},
+                merged_labels=NO_NEUTRAL,
+            ),
             HubSet("hans", "jhu-cogsci/hans", "validation", PREMISE, labels=BINARY, merged_labels=NO_NEUTRAL),
             HubSet(
-                "wanli", "alisawuffles/WANLI", "test", PREMISE, label="gold",
+                "wanli",
+                "alisawuffles/WANLI",
+                "test",
+                PREMISE,
+                label="gold",
                 labels={"entailment": 0, "neutral": 1, "contradiction": 2},
-            ),  # fmt: skip
+            ),
         ),
         "adversarial": (
             *(HubSet(f"anli_r{number}", "facebook/anli", f"test_r{number}", PREMISE) for number in (1, 2, 3)),

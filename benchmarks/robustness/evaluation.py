@@ -1,0 +1,85 @@
+"""Measuring a trained model from all perspectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import metrics
+from .attack import attack
+from .data import EvaluationSet, Role, Suite, labelled, sample
+from .models import Classifier
+from .progress import SILENT, Observer
+
+ATTACK = "character_swaps"
+
+
+def evaluate(classifier: Classifier, suite: Suite, attack_rows: int = 0, observer: Observer = SILENT) -> dict[str, Any]:
+    """Score the model on every set of the suite.
+
+    Args:
+        attack_rows: rows of the in-distribution test that our attack turns into an adversarial set for this very
+            model; 0 for no attack.
+
+    Returns:
+        acc_in; acc_shift and acc_adv, means over the sets of the role; ece, the mean cross-validated calibration error
+        over all labelled sets; auroc, the mean over the anomaly sets; None where there is no such set; and per_set, all
+        scores of every set by its name.
+    """
+    labelled_sets = [suite.in_distribution, *suite.role("shift"), *suite.role("adversarial")]
+    anomaly_sets = suite.role("anomaly")
+    observer.stage("evaluating", len(labelled_sets) + len(anomaly_sets) + (attack_rows > 0))
+    per_set: dict[str, dict[str, Any]] = {}
+    inside = classifier.predict(suite.in_distribution.texts())
+    for each in labelled_sets:
+        logits = inside if each is suite.in_distribution else classifier.predict(each.texts())
+        per_set[each.name] = score(each, logits)
+        observer.advance()
+    if attack_rows:
+        attacked = attacked_set(classifier, suite, attack_rows)
+        per_set[attacked.name] = score(attacked, classifier.predict(attacked.texts()))
+        observer.advance()
+    for each in anomaly_sets:
+        outside = classifier.predict(each.texts())
+        per_set[each.name] = {"role": each.role, "rows": len(outside), **metrics.anomaly_scores(inside, outside)}
+        observer.advance()
+    return {
+        "acc_in": mean_of(per_set, "accuracy", "in_distribution"),
+        "acc_shift": mean_of(per_set, "accuracy", "shift"),
+        "acc_adv": mean_of(per_set, "accuracy", "adversarial"),
+        "ece": mean_of(per_set, "ece", "in_distribution", "shift", "adversarial"),
+        "auroc": mean_of(per_set, "auroc", "anomaly"),
+        "per_set": per_set,
+    }
+
+
+def score(evaluation_set: EvaluationSet, logits: Tensor) -> dict[str, Any]:
+    """All scores of a labelled set: its role, rows, accuracy, both calibration errors, and its reliability bins."""
+    labels = metrics.scored_labels(logits, torch.tensor(evaluation_set.rows["label"][:]), evaluation_set.merged_labels)
+    return {
+        "role": evaluation_set.role,
+        "rows": len(labels),
+        "accuracy": metrics.accuracy(logits, labels),
+        "ece": metrics.cross_validated_calibration_error(logits, labels),
+        "ece_top_label": metrics.calibration_error(logits, labels),
+        "reliability": metrics.reliability(logits, labels),
+    }
+
+
+def attacked_set(classifier: Classifier, suite: Suite, rows: int) -> EvaluationSet:
+    """Rows of the in-distribution test after an attack on the model."""
+    chosen = sample(suite.in_distribution.rows, rows)
+    labels = chosen["label"][:]
+    texts = attack(classifier.predict, EvaluationSet("", "in_distribution", chosen).texts(), labels)
+    return EvaluationSet(
+        ATTACK, "adversarial", labelled(suite.task, texts, labels), suite.in_distribution.merged_labels
+    )
+
+
+def mean_of(per_set: dict[str, dict[str, Any]], key: str, *roles: Role) -> float | None:
+    """The mean of a score over the sets of the roles."""
+    values: Sequence[float] = [scores[key] for scores in per_set.values() if scores["role"] in roles]
+    return sum(values) / len(values) if values else None

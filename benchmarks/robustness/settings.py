@@ -1,0 +1,112 @@
+"""What a study does: its settings, the presets, and how --set changes a method's options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .data import TASKS, Task
+from .errors import UserError
+from .methods import METHODS, create_method, option_names
+from .models import MINILM
+from .training import Method, Recipe
+
+RECIPE_OPTIONS = tuple(each.name for each in fields(Recipe) if each.name != "epochs")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be chosen on the command line; see there for the meaning."""
+
+    task: str = "sentiment"
+    methods: tuple[str, ...] = ("plain", "roast")
+    model: str = MINILM
+    data: str = "demo"
+    train_set: str | None = None
+    purpose: str = "final"
+    seeds: int = 1
+    first_seed: int = 0
+    epochs: int = 3
+    train_rows: int | None = None
+    eval_rows: int | None = None
+    attack_rows: int = 0
+    max_length: int = 128
+    changes: tuple[str, ...] = ()
+    output: Path = Path("build/robustness")
+    restart: bool = False
+
+
+PRESETS: dict[str, Mapping[str, Any]] = {
+    # Chosen on the validation set; see README.
+    "demo": {
+        "task": "sentiment",
+        "methods": ("plain", "roast"),
+        "model": MINILM,
+        "data": "demo",
+        "seeds": 1,
+        "epochs": 2,
+        "train_rows": 1200,
+        "eval_rows": 400,
+        "attack_rows": 100,
+        "changes": ("learning_rate=5e-5",),
+        "output": Path("build/demo"),
+        "restart": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """A method's name, its options and the recipe that it is trained with."""
+
+    name: str
+    recipe: Recipe
+    options: Mapping[str, Any]
+
+    def create(self, task: Task) -> Method:
+        return create_method(self.name, task, self.options)
+
+
+def method_settings(settings: Settings) -> list[MethodSettings]:
+    """What each method is trained with, after all changes.
+
+    Raises:
+        UserError: an unknown task, method or option.
+    """
+    if settings.task not in TASKS:
+        raise UserError(f"task {settings.task!r} is unknown; known: {', '.join(TASKS)}")
+    for name in settings.methods:
+        create_method(name, TASKS[settings.task], {})
+    changes = [parse_change(text, settings.methods) for text in settings.changes]
+    found = []
+    for name in settings.methods:
+        mine = {key: value for methods, key, value in changes if name in methods}
+        recipe = replace(
+            Recipe(epochs=settings.epochs), **{key: value for key, value in mine.items() if key in RECIPE_OPTIONS}
+        )
+        options = {key: value for key, value in mine.items() if key not in RECIPE_OPTIONS}
+        found.append(MethodSettings(name, recipe, options))
+    return found
+
+
+def parse_change(text: str, methods: tuple[str, ...]) -> tuple[tuple[str, ...], str, Any]:
+    """Read "KEY=VALUE" (for all methods that have it) or "METHOD.KEY=VALUE": the methods meant, key and value."""
+    name, equals, written = text.partition("=")
+    method, dot, key = name.rpartition(".")
+    if not equals or not key:
+        raise UserError(f"--set {text!r}: write KEY=VALUE or METHOD.KEY=VALUE")
+    if dot and method not in METHODS:
+        raise UserError(f"--set {text!r}: method {method!r} is unknown; known: {', '.join(METHODS)}")
+    meant = (method,) if dot else methods
+    having = tuple(each for each in meant if key in RECIPE_OPTIONS or key in option_names(each))
+    if not having:
+        known = sorted({*RECIPE_OPTIONS, *(option for each in meant for option in option_names(each))})
+        raise UserError(f"--set {text!r}: {', '.join(meant)} has no option {key!r}; known: {', '.join(known)}")
+    try:
+        value = json.loads(written)
+    except ValueError:
+        value = written  # a word, such as norm=sign
+    return having, key, value

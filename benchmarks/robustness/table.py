@@ -1,0 +1,35 @@
+"""The table that a study prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from .summary import PERSPECTIVES, MethodSummary
+
+
+def results_table(title: str, summaries: Sequence[MethodSummary]) -> Table:
+    """A row per method with its mean scores in percent, and for all but plain a row of relative improvement."""
+    table = Table(title=title, caption="percent; ECE: less is better, all else: more is better")
+    table.add_column("Method", no_wrap=True)
+    for perspective in PERSPECTIVES:
+        table.add_column(perspective.title, justify="right")
+    table.add_column("Seconds", justify="right")
+    for each in summaries:
+        table.add_row(each.method, *(percent(each.scores[one.key]) for one in PERSPECTIVES), f"{each.seconds:.0f}")
+    for each in summaries:
+        if each.method != "plain" and each.average_improvement is not None:
+            table.add_section()
+            cells = (signed(each.improvement[one.key]) for one in PERSPECTIVES)
+            table.add_row(f"{each.method} over plain", *cells, "")
+            table.add_row("  average", signed(each.average_improvement))
+    return table
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def signed(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.1f}%"

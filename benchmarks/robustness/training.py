@@ -1,0 +1,140 @@
+"""The one training loop. A method supplies optimizer and objective; everything else is the same for all methods."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from transformers import get_linear_schedule_with_warmup
+
+from roast_optim import selective_param_groups
+
+from .data import Task, texts_of
+from .errors import UserError
+from .models import Classifier, TrainingBatches
+from .progress import SILENT, Observer
+
+M = TypeVar("M", bound="Method")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all methods share. The defaults are the paper's for RoBERTa-large."""
+
+    epochs: int = 10
+    batch_size: int = 16
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    warmup_share: float = 0.06
+
+
+@dataclass
+class Training:
+    """One training in progress, as a method sees it. `step` counts the steps taken."""
+
+    model: nn.Module
+    recipe: Recipe
+    batches: TrainingBatches
+    seed: int
+    observer: Observer
+    step: int = 0
+    optimizer: Optimizer = field(init=False)
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.epochs * len(self.batches)
+
+
+class Method:
+    """A way to fine-tune. As it stands it is plain fine-tuning; a subclass overrides the parts in which it differs.
+
+    Subclasses are dataclasses whose fields are the method's options. An object serves one training: it may keep state.
+    """
+
+    paper: ClassVar[str]
+
+    @classmethod
+    def for_task(cls: type[M], task: Task, **options: Any) -> M:
+        """The method with its paper's settings for a task, where they depend on it."""
+        return cls(**options)
+
+    def options(self) -> dict[str, Any]:
+        """The options by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.init}  # type: ignore[arg-type]
+
+    def build_optimizer(self, training: Training) -> Optimizer:
+        recipe = training.recipe
+        groups = selective_param_groups(training.model, weight_decay=recipe.weight_decay)
+        return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+
+    def before_training(self, training: Training) -> None:
+        """Called once, after `build_optimizer` and in training mode. Its time counts."""
+
+    def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
+        """The objective of a batch, a scalar with a gradient."""
+        loss: Tensor = training.model(**batch).loss
+        return loss
+
+    def after_step(self, training: Training) -> None:
+        """Called after each step of the optimizer, before the learning rate changes."""
+
+    def after_training(self, training: Training) -> None:
+        """Called once, also when training stops with an error: to leave the model as it was built."""
+
+
+def train(
+    classifier: Classifier,
+    method: Method,
+    rows: Dataset,
+    recipe: Recipe,
+    seed: int,
+    observer: Observer = SILENT,
+) -> float:
+    """Fine-tune the model in place: linear warm-up over the first 6% of all steps, then linear decay to zero.
+
+    Args:
+        rows: the task's text columns and `label`.
+        seed: of the order of the rows, dropout and the method's own draws.
+        observer: told of every step and its loss.
+
+    Returns:
+        Seconds, without tokenization.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    batches = TrainingBatches(classifier, texts_of(rows), rows["label"][:], recipe.batch_size, seed)
+    training = Training(classifier.model, recipe, batches, seed, observer)
+    torch.manual_seed(seed)
+    started = time.perf_counter()
+    training.model.train()
+    training.optimizer = method.build_optimizer(training)
+    schedule = get_linear_schedule_with_warmup(
+        training.optimizer, math.ceil(recipe.warmup_share * training.total_steps), training.total_steps
+    )
+    try:
+        method.before_training(training)
+        observer.stage("training", training.total_steps)
+        for epoch in range(recipe.epochs):
+            for batch in batches.epoch(epoch):
+                loss = method.loss(training, batch)
+                if not math.isfinite(value := loss.item()):
+                    raise UserError(f"the loss is {value} at step {training.step}; give a smaller learning rate")
+                loss.backward()
+                training.optimizer.step()
+                training.step += 1
+                method.after_step(training)
+                schedule.step()
+                training.optimizer.zero_grad()
+                observer.advance(value)
+    finally:
+        method.after_training(training)
+    return time.perf_counter() - started

@@ -1,0 +1,55 @@
+"""Shares of kept elements: what the keep probabilities promise and what the last draw did."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .kernels.backend import RANK_CODES
+from .masking import keep_mask, keep_probabilities
+from .options import GROUP_COUNTERS
+
+if TYPE_CHECKING:
+    from .optimizer import RoastAdamW
+
+
+def selection_stats(optimizer: RoastAdamW) -> dict[str, Any]:
+    """See :meth:`.optimizer.RoastAdamW.selection_stats`."""
+    groups = [_group_stats(optimizer, group) for group in optimizer.param_groups]
+    elements = sum(stats["elements"] for stats in groups)
+    whole: dict[str, Any] = {"elements": elements}
+    for share in ("expected_share", "realised_share"):
+        weighted = sum(stats[share] * stats["elements"] for stats in groups if stats["elements"])
+        whole[share] = weighted / elements if elements else 1.0
+    for counter in GROUP_COUNTERS:
+        whole[counter] = max(group[counter] for group in optimizer.param_groups)
+    return {**whole, "groups": groups}
+
+
+def _group_stats(optimizer: RoastAdamW, group: dict[str, Any]) -> dict[str, Any]:
+    stats: dict[str, Any] = {counter: group[counter] for counter in GROUP_COUNTERS}
+    stats["elements"] = sum(param.numel() for param in group["params"])
+    ranked = [param for param in group["params"] if optimizer.state.get(param)]
+    total = sum(param.numel() for param in ranked)
+    if not group["selective"] or group["refreshes"] == 0 or total == 0:
+        return {**stats, "expected_share": 1.0, "realised_share": 1.0}
+
+    alpha, beta, per_refresh = group["alpha"], group["beta"], optimizer.options.mask_schedule == "refresh"
+    expected, realised = 0.0, 0
+    for param in ranked:
+        codes = optimizer.state[param]["rank_code"]
+        per_code = torch.bincount(codes.reshape(-1), minlength=RANK_CODES).cpu().double()
+        expected += float(per_code @ keep_probabilities(alpha, beta))
+        mask = keep_mask(
+            codes,
+            alpha,
+            beta,
+            seed=group["seed"],
+            draw_number=group["refreshes"] if per_refresh else int(optimizer.state[param]["step"]),
+            placement=optimizer.placements[param],
+        )
+        realised += int(mask.sum())
+    drawn = per_refresh or group["steps_since_refresh"] > 0
+    return {**stats, "expected_share": expected / total, "realised_share": realised / total if drawn else math.nan}

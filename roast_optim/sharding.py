@@ -60,7 +60,7 @@ if dist.is_available():
         cut = [dim for dim in range(param.ndim) if shape[dim] != param.shape[dim]]
         if not cut:
             return Placement.whole(parameter_id, param.numel())
-        leading = next(dim for dim in range(param.ndim) if param.shape[dim] != 1)
+        leading = next((dim for dim in range(param.ndim) if param.shape[dim] != 1), 0)
         if any(dim != leading for dim in cut[:-1]):
             raise ValueError(
                 f"RoastAdamW: parameter {parameter_id} of shape {tuple(param.shape)} is sharded as {param.placements}, "

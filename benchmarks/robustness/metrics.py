@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 BINS = 10
 FOLDS = 10
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-BELOW_ONE = 1 - torch.finfo(torch.float64).eps  # torchmetrics would put a confidence of exactly 1 into an 11th bin
+BELOW_ONE = 1 - torch.finfo(torch.float32).eps  # torchmetrics has an 11th bin for a confidence that is 1 in float32
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:

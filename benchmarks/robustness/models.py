@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from .data import Task, Texts
 from .errors import UserError
@@ -27,7 +27,7 @@ Features = dict[str, Any]  # what a tokenizer returns for one row: input_ids and
 class Classifier:
     """A sequence classification model, its tokenizer, and the most tokens that a text may have before it is cut."""
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     max_length: int
 
@@ -50,7 +50,7 @@ class Classifier:
         """Logits [rows, labels], float32 on the CPU, in the order of the texts; the model is in eval mode meanwhile."""
         features = self.encode(texts)
         order = sorted(range(len(features)), key=lambda row: len(features[row]["input_ids"]))
-        logits = torch.empty(len(features), self.model.config.num_labels)
+        sorted_logits = []
         was_training = self.model.training
         self.model.eval()
         try:
@@ -58,10 +58,11 @@ class Classifier:
                 for start in range(0, len(order), PREDICTION_BATCH):
                     rows = order[start : start + PREDICTION_BATCH]
                     output = self.model(**self.collate([features[row] for row in rows]))
-                    logits[rows] = output.logits.float().cpu()
+                    sorted_logits.append(output.logits.float().cpu())
         finally:
             self.model.train(was_training)
-        return logits
+        logits = torch.cat(sorted_logits)
+        return torch.empty_like(logits).index_copy_(0, torch.tensor(order), logits)
 
 
 class TrainingBatches:
@@ -121,7 +122,7 @@ def load_classifier(name: str, task: Task, max_length: int, seed: int) -> Classi
             config.num_labels = len(task.labels)
             tokenizer = AutoTokenizer.from_pretrained(path)
             torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=torch.float32)
+            model = AutoModelForSequenceClassification.from_pretrained(path, config=config)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -130,7 +131,7 @@ def load_classifier(name: str, task: Task, max_length: int, seed: int) -> Classi
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Classifier(model.to(device), tokenizer, max_length)
+    return Classifier(model.to(device).float(), tokenizer, max_length)
 
 
 def locate(name: str) -> str | Path:

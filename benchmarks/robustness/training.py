@@ -9,9 +9,9 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from roast_optim import selective_param_groups
 
@@ -40,7 +40,7 @@ class Recipe:
 class Training:
     """One training in progress, as a method sees it. `step` counts the steps taken."""
 
-    model: nn.Module
+    model: PreTrainedModel
     recipe: Recipe
     batches: TrainingBatches
     seed: int
@@ -70,13 +70,18 @@ class Method:
         """The options by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.init}  # type: ignore[arg-type]
 
-    def build_optimizer(self, training: Training) -> Optimizer:
+    def build(self, training: Training) -> Optimizer:
+        """Make the optimizer, and whatever else the method trains with.
+
+        Raises:
+            ValueError, TypeError: an option is out of range.
+        """
         recipe = training.recipe
         groups = selective_param_groups(training.model, weight_decay=recipe.weight_decay)
         return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
 
     def before_training(self, training: Training) -> None:
-        """Called once, after `build_optimizer` and in training mode. Its time counts."""
+        """Called once, after `build` and in training mode. Its time counts."""
 
     def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
         """The objective of a batch, a scalar with a gradient."""
@@ -109,14 +114,17 @@ def train(
         Seconds, without tokenization.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: an option of the method is out of range, or the loss is not finite.
     """
     batches = TrainingBatches(classifier, texts_of(rows), rows["label"][:], recipe.batch_size, seed)
     training = Training(classifier.model, recipe, batches, seed, observer)
     torch.manual_seed(seed)
     started = time.perf_counter()
     training.model.train()
-    training.optimizer = method.build_optimizer(training)
+    try:
+        training.optimizer = method.build(training)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"method {type(method).__name__} with {method.options()}: {error}") from error
     schedule = get_linear_schedule_with_warmup(
         training.optimizer, math.ceil(recipe.warmup_share * training.total_steps), training.total_steps
     )

@@ -1,11 +1,59 @@
-"""Placeholder until the backend is written."""
+"""Triton kernels for GPUs: the fused step, the rank passes, the perturbation and the symmetric KL divergence.
+
+Importing this package needs neither triton nor a GPU. With ``TRITON_INTERPRET=1`` in the environment before triton is
+imported, the same kernels run on CPU tensors in triton's interpreter, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from typing import Any
 
 import torch
 
+# Where each function lives; the module, and triton with it, is imported when the function is first asked for.
+_FUNCTIONS = {
+    "roast_adamw_": ".roast_adamw",
+    "accumulate_importance_": ".importance",
+    "histogram_": ".histogram",
+    "assign_rank_codes_": ".rank_codes",
+    "perturbed_embedding": ".perturbation",
+    "symmetric_kl_rows": ".symmetric_kl",
+}
+_SMALLEST_CAPABILITY = (8, 0)  # what triton supports of NVIDIA's GPUs
+
 
 def unavailable() -> str | None:
-    return "it is not written yet"
+    """Why these kernels cannot run in this process, and what to do about it; None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'roast-optim[triton]'"
+    if _interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch finds no GPU: install a build of torch for CUDA or ROCm and check the driver, or use the CPU backends"
+    if not any(_is_recent(index) for index in range(torch.cuda.device_count())):
+        return "no GPU here has compute capability 8.0 or higher, which triton needs: use backend='reference'"
+    return None
 
 
 def supports(device: torch.device) -> bool:
-    return False
+    """Whether tensors on ``device`` can be given to these kernels."""
+    if _interpreted():
+        return device.type == "cpu"
+    return device.type == "cuda" and _is_recent(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _is_recent(index: int) -> bool:
+    return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= _SMALLEST_CAPABILITY
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_FUNCTIONS[name], __package__), name)

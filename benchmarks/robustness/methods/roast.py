@@ -30,8 +30,7 @@ class AdversarialOnly(Method):
     gradient: str = "exact"
     adversary: AdversarialEmbedding | None = field(default=None, init=False, repr=False)
 
-    def before_training(self, training: Training) -> None:
-        super().before_training(training)
+    def build(self, training: Training) -> Optimizer:
         if self.adversarial_weight or self.consistency_weight:  # else there is nothing for a second pass to add
             self.adversary = AdversarialEmbedding(
                 training.model,
@@ -41,6 +40,7 @@ class AdversarialOnly(Method):
                 norm=self.norm,
                 gradient=self.gradient,
             )
+        return super().build(training)
 
     def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
         if self.adversary is None:
@@ -64,7 +64,7 @@ class SelectiveOnly(Method):
     def for_task(cls, task: Task, **options: Any) -> SelectiveOnly:
         return cls(**{**PAPER_SELECTION.get(task.name, {}), **options})
 
-    def build_optimizer(self, training: Training) -> Optimizer:
+    def build(self, training: Training) -> Optimizer:
         """RoastAdamW with the recipe's settings; ranks are recomputed once per epoch."""
         recipe = training.recipe
         groups = selective_param_groups(training.model, weight_decay=recipe.weight_decay)
@@ -77,7 +77,7 @@ class SelectiveOnly(Method):
             eps=recipe.eps,
             alpha=self.alpha,
             beta=self.beta,
-            refresh_every=len(training.batches),
+            refresh_every=len(training.batches) if self.selective else None,
             seed=training.seed,
         )
 

@@ -23,7 +23,7 @@ class WeightConsolidation(Method):
     pretrained: dict[Tensor, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def before_training(self, training: Training) -> None:
-        backbone = getattr(training.model, training.model.base_model_prefix, training.model)
+        backbone = training.model.base_model  # all but the classification head, which is new
         self.pretrained = {param: param.detach().clone() for param in backbone.parameters()}
 
     def after_step(self, training: Training) -> None:

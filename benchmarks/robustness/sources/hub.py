@@ -177,7 +177,9 @@ def load(hub_set: HubSet, more_columns: tuple[str, ...]) -> Dataset:
         rows = load_dataset(hub_set.path, hub_set.config, split=hub_set.split, revision=hub_set.revision)
     except Exception as error:  # datasets, huggingface_hub and httpx each raise their own kinds
         reason = str(error).strip().splitlines()
-        raise UserError(f"cannot load {hub_set.path} from the hub: {reason[0] if reason else error!r}") from error
+        raise UserError(
+            f"cannot load {hub_set.path} from the hub: {reason[0] if reason else type(error).__name__}"
+        ) from error
     assert isinstance(rows, Dataset)
     for column in (*(name.split(".")[0] for name in hub_set.columns), *more_columns):
         if column not in rows.column_names:

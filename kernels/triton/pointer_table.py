@@ -1,0 +1,121 @@
+"""One launch for many tensors: a table of their addresses, and which program handles which part of which tensor.
+
+A row of the table is int64: number of elements, first program, then what the kernel wants to know of the tensor.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from array import array
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import BLOCKS_PER_PROGRAM, block_size
+
+# A captured CUDA graph copies its tables from these buffers at every replay. Nothing tells when the last graph is gone.
+_held_for_graphs: list[Tensor] = []
+
+
+class PointerTable:
+    """The tensors of one launch, all on one device.
+
+    Attributes:
+        rows: int64 ``[tensors, 2 + columns]`` on the device.
+        tensor_of_program: int32 ``[programs]`` on the device.
+        columns: numbers per row.
+        block, chunk: elements per block and per program.
+    """
+
+    def __init__(self, device: torch.device, numels: list[int], columns: list[list[int]]) -> None:
+        self.block = block_size(device)
+        self.chunk = self.block * BLOCKS_PER_PROGRAM
+        self.columns = 2 + len(columns[0])
+        programs = tuple(-(-numel // self.chunk) for numel in numels)
+        flat = array("q")
+        first_program = 0
+        for numel, count, row in zip(numels, programs, columns, strict=True):
+            flat.extend((numel, first_program, *row))
+            first_program += count
+        self.rows = _to_device(torch.frombuffer(flat, dtype=torch.int64), device)
+        if _capturing(device):
+            self.tensor_of_program = _tensor_of_program.__wrapped__(programs, device)
+        else:
+            self.tensor_of_program = _tensor_of_program(programs, device)
+
+    @property
+    def grid(self) -> tuple[int]:
+        """Number of programs."""
+        return (self.tensor_of_program.numel(),)
+
+
+@lru_cache(maxsize=64)
+def _tensor_of_program(programs: tuple[int, ...], device: torch.device) -> Tensor:
+    """[0, 0, 0, 1, 2, 2, ...]: as many of each index as that tensor has programs."""
+    indices = torch.arange(len(programs), dtype=torch.int32)
+    return _to_device(indices.repeat_interleave(torch.tensor(programs)), device)
+
+
+def _to_device(table: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; the host does not wait for it."""
+    if device.type == "cpu":
+        return table
+    pinned = table.pin_memory()
+    copied = pinned.to(device, non_blocking=True)
+    if _capturing(device):
+        _held_for_graphs.extend((pinned, copied))
+    return copied
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+# ------------------------------------------------------------------------------------------------- inside the kernels
+
+
+@triton.jit
+def program_part(rows, tensor_of_program, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """What this program has to do: a pointer to its tensor's row; first element, end of its full blocks, end."""
+    program = tl.program_id(0)
+    row = rows + tl.load(tensor_of_program + program).to(tl.int64) * COLUMNS
+    begin = (program - tl.load(row + 1)) * CHUNK
+    end = tl.minimum(begin + CHUNK, tl.load(row))
+    return row + 2, begin, begin + (end - begin) // BLOCK * BLOCK, end
+
+
+@triton.jit
+def elements(row, COLUMN: tl.constexpr, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """Pointers to the BLOCK elements from ``start`` of the tensor whose address stands in that column.
+
+    Read from the table for every block, which costs less than the registers to keep them. ALIGNED: the address is a
+    multiple of 16 bytes.
+    """
+    pointer = tl.load(row + COLUMN).to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + start + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def load(pointers, mask, MASKED: tl.constexpr):
+    """A block; without MASKED every element exists, which makes the widest accesses possible."""
+    if MASKED:
+        values = tl.load(pointers, mask=mask, other=0)
+    else:
+        values = tl.load(pointers)
+    return values
+
+
+@triton.jit
+def store(pointers, values, mask, MASKED: tl.constexpr):
+    """Write a block, in the dtype of the tensor."""
+    values = values.to(pointers.dtype.element_ty)
+    if MASKED:
+        tl.store(pointers, values, mask=mask)
+    else:
+        tl.store(pointers, values)

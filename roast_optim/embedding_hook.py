@@ -1,0 +1,170 @@
+"""A forward hook that adds to an embedding output, in the passes that ask for it and when they are recomputed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from .embedding_block import EmbeddingOutput
+
+_METADATA_KEY = "roast_optim.forward_pass"
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _not_compiled(function: _Function) -> _Function:
+    """Run between two pieces of compiled code: within one, the compiler makes no leaf that requires a gradient."""
+    disabled: _Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+class ForwardPass:
+    """What becomes of the embedding output in one forward pass.
+
+    Args:
+        base: what takes the embedding output's place, without a gradient; None: nothing does.
+        addend: what is added to it; None: a zero leaf that requires a gradient. float32 (float64 if the output is)
+            whatever the dtype of the output.
+
+    Attributes:
+        nodes: sequence numbers of the autograd nodes made in this pass.
+        replacement: what the model went on with in place of the output; kept only where there is a base.
+    """
+
+    def __init__(self, base: Tensor | None = None, addend: Tensor | None = None) -> None:
+        self.nodes = range(0)
+        self.replacement: Tensor | None = None
+        self._base = base
+        self._addend = addend
+        self._output: Tensor | None = None
+
+    @property
+    def has_run(self) -> bool:
+        """Has the embedding run?"""
+        return self._output is not None
+
+    @property
+    def output(self) -> Tensor:
+        """The embedding output, detached, once the embedding has run."""
+        assert self._output is not None
+        return self._output
+
+    @property
+    def addend(self) -> Tensor:
+        """What was added to it, once the embedding has run."""
+        assert self._addend is not None
+        return self._addend
+
+    def answer(self, output: Tensor, name: str) -> Tensor:
+        """What the embedding called ``name``, which has just computed ``output``, is to return."""
+        if self.has_run:
+            raise RuntimeError(
+                f"the embedding {name!r} ran more than once in a forward pass; pass embedding=, a module that runs once"
+            )
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim < 2:
+            raise TypeError(
+                f"the embedding {name!r} returned {type(output).__name__}, not one floating-point tensor of shape "
+                "[batch, tokens, hidden]; pass embedding=, a module that does"
+            )
+        self._output = output.detach()
+        if self._addend is None:
+            dtype = torch.promote_types(output.dtype, torch.float32)
+            self._addend = torch.zeros_like(output, dtype=dtype, requires_grad=True)
+        if self._base is None:
+            return (output + self._addend).to(output.dtype)
+        self.replacement = (self._base + self._addend).to(output.dtype)
+        return self.replacement
+
+
+class EmbeddingHook:
+    """Answers for the embedding output: by the pass that is running, or by the one that is being recomputed.
+
+    Gradient checkpointing that includes the embedding runs it again during a backward pass, possibly long after the
+    forward pass has ended. Which pass is recomputed is told by the autograd node that asks for it: nodes are numbered
+    in the order in which they are made. At any other time the hook changes nothing. The model does not keep it alive:
+    it goes when its owner and the graphs of the passes that it is kept for are gone.
+    """
+
+    def __init__(self, target: EmbeddingOutput) -> None:
+        self.target = target
+        self._handle: RemovableHandle | None = None
+        self._running: ForwardPass | None = None
+        self._kept: weakref.WeakSet[ForwardPass] = weakref.WeakSet()
+
+    def attach(self) -> None:
+        """Register the hook, unless it is."""
+        if self._handle is None:
+            self._handle = self.target.module.register_forward_hook(_WeakHook(self))
+            weakref.finalize(self, self._handle.remove)
+
+    def remove(self) -> None:
+        """Take the hook off, if it is on."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @contextmanager
+    def running(self, forward_pass: ForwardPass) -> Iterator[None]:
+        """Let ``forward_pass`` answer for the embedding meanwhile.
+
+        Raises:
+            RuntimeError: the embedding has not run exactly once.
+        """
+        first = torch.autograd._get_sequence_nr()
+        self._running = forward_pass
+        try:
+            yield
+        finally:
+            self._running = None
+        forward_pass.nodes = range(first, torch.autograd._get_sequence_nr())
+        if not forward_pass.has_run:
+            raise RuntimeError(
+                f"the embedding {self.target.name!r} did not run in the forward pass, or ran as code that had been "
+                "compiled before the AdversarialEmbedding was made; pass embedding=, a module that runs once, or "
+                "compile the model afterwards"
+            )
+
+    def keep(self, forward_pass: ForwardPass, loss: Tensor) -> None:
+        """Answer for ``forward_pass`` when it is recomputed, for as long as the graph of its ``loss`` lives."""
+        if loss.grad_fn is not None:
+            loss.grad_fn.metadata[_METADATA_KEY] = (self, forward_pass)
+            self._kept.add(forward_pass)
+
+    def answer(self, output: Tensor) -> Tensor | None:
+        """What the embedding, which has just computed ``output``, is to return; None: that."""
+        if self._running is not None:
+            return self._running.answer(output, self.target.name)
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return None
+        number = node._sequence_nr()
+        # A clean pass needs no answer: it has added zero.
+        return next((kept.replacement for kept in self._kept if number in kept.nodes), None)
+
+
+class _WeakHook:
+    """What is registered with the module. Copies of the model, pickled or not, do without."""
+
+    def __init__(self, hook: EmbeddingHook) -> None:
+        self._hook = weakref.ref(hook)
+
+    @_not_compiled
+    def __call__(self, module: torch.nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        hook = self._hook()
+        return None if hook is None else hook.answer(output)
+
+    def __reduce__(self) -> Any:
+        return _inert_hook, ()
+
+
+def _inert_hook() -> Callable[..., None]:
+    return _change_nothing
+
+
+def _change_nothing(module: torch.nn.Module, args: Any, output: Any) -> None:
+    return None

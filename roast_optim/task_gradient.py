@@ -1,0 +1,64 @@
+"""Differentiating the task loss once, and handing its gradients on when the objective is backpropagated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+# The loss is differentiated times this, lest float16 gradients underflow: a GradScaler scales the objective, later. A
+# power of two changes no other digit.
+_LOSS_SCALE = 2.0**12
+
+
+def differentiate(loss: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool) -> list[Tensor | None]:
+    """Gradients of ``loss``, a scalar, times a constant power of two; None for what it does not depend on.
+
+    Raises:
+        RuntimeError: the graph holds a reentrant checkpoint.
+    """
+    try:
+        # Autocast is for forward passes: within it, float32 parts of the backward pass would lose their precision.
+        with torch.autocast(loss.device.type, enabled=False):
+            gradients = torch.autograd.grad(
+                loss,
+                inputs,
+                grad_outputs=torch.full_like(loss, _LOSS_SCALE),
+                retain_graph=retain_graph,
+                allow_unused=True,
+            )
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise RuntimeError(
+            "model uses reentrant gradient checkpointing, through which its embeddings have no gradient of their own; "
+            'use the other one, in transformers with gradient_checkpointing_kwargs={"use_reentrant": False}'
+        ) from error
+    return list(gradients)
+
+
+def replay(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """The value of ``loss`` with a graph of one node, whose gradients are those that :func:`differentiate` returned.
+
+    They are multiplied by the incoming gradient, and so take part in loss scaling, gradient accumulation and the
+    reduction of DistributedDataParallel like any others.
+    """
+    known = [(tensor, gradient) for tensor, gradient in zip(inputs, gradients, strict=True) if gradient is not None]
+    held = tuple(gradient for _, gradient in known)
+    return cast(Tensor, _Replay.apply(loss.detach(), held, *(tensor for tensor, _ in known)))
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, loss: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        factor = incoming / _LOSS_SCALE
+        return (None, None, *(gradient * factor for gradient in ctx.saved_tensors))

@@ -1,0 +1,167 @@
+"""The loop: every method goes through it, and what is switched off does nothing at all."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.robustness.data import TASKS, Suite, texts_of
+from benchmarks.robustness.errors import UserError
+from benchmarks.robustness.methods import METHODS, create_method, option_names
+from benchmarks.robustness.models import TrainingBatches, load_classifier
+from benchmarks.robustness.progress import Observer
+from benchmarks.robustness.training import Method, Recipe, Training, train
+
+SENTIMENT = TASKS["sentiment"]
+RECIPE = Recipe(epochs=2, learning_rate=1e-3)
+
+
+class Recorder(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.losses: list[float] = []
+
+    def stage(self, name: str, steps: int) -> None:
+        self.stages.append((name, steps))
+
+    def advance(self, loss: float | None = None) -> None:
+        assert loss is not None
+        self.losses.append(loss)
+
+
+def trained(model: Path, suite: Suite, name: str, seed: int = 0, **options: Any) -> dict[str, Tensor]:
+    """The weights after training with a method."""
+    classifier = load_classifier(str(model), SENTIMENT, 32, seed)
+    train(classifier, create_method(name, SENTIMENT, options), suite.train, RECIPE, seed)
+    return dict(classifier.model.state_dict())
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_plain_is_what_a_hand_written_loop_does(model_folder: Path, suite: Suite) -> None:
+    classifier = load_classifier(str(model_folder), SENTIMENT, 32, 0)
+    model = classifier.model
+    batches = TrainingBatches(classifier, texts_of(suite.train),
+                              suite.train["label"][:], RECIPE.batch_size, 0)  # fmt: skip
+    no_decay = [p for n, p in model.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    decay = [p for n, p in model.named_parameters() if not (n.endswith("bias") or "LayerNorm" in n)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": no_decay, "weight_decay": 0.0}],
+        lr=1e-3, betas=(0.9, 0.98), eps=1e-6,
+    )  # fmt: skip
+    total = 2 * len(batches)
+    warmup = math.ceil(0.06 * total)
+    torch.manual_seed(0)
+    model.train()
+    for step, batch in enumerate(each for epoch in range(2) for each in batches.epoch(epoch)):
+        rate = step / warmup if step < warmup else (total - step) / (total - warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * rate
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    result = trained(model_folder, suite, "plain")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(result[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_roast_with_everything_off_is_plain_bit_for_bit(model_folder: Path, suite: Suite) -> None:
+    off = {"selective": False, "adversarial_weight": 0.0, "consistency_weight": 0.0}
+    assert equal(trained(model_folder, suite, "roast", **off), trained(model_folder, suite, "plain"))
+
+
+def test_each_half_of_roast_is_roast_with_the_other_half_off(model_folder: Path, suite: Suite) -> None:
+    advembed = trained(model_folder, suite, "advembed")
+    assert equal(trained(model_folder, suite, "roast", selective=False), advembed)
+    selective = trained(model_folder, suite, "selective")
+    assert equal(trained(model_folder, suite, "roast", adversarial_weight=0.0, consistency_weight=0.0), selective)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_a_seed_decides_the_result(model_folder: Path, suite: Suite, name: str) -> None:
+    first = trained(model_folder, suite, name)
+    assert all(torch.isfinite(value).all() for value in first.values() if value.is_floating_point())
+    torch.rand(7)
+    assert equal(first, trained(model_folder, suite, name))
+    assert not equal(first, trained(model_folder, suite, name, seed=1))
+    if name != "plain":
+        assert not equal(first, trained(model_folder, suite, "plain"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_names_its_paper_and_leaves_no_hook(model_folder: Path, suite: Suite, name: str) -> None:
+    method = create_method(name, SENTIMENT, {})
+    assert method.paper
+    classifier = load_classifier(str(model_folder), SENTIMENT, 32, 0)
+    train(classifier, method, suite.train, Recipe(epochs=1), 0)
+    for module in classifier.model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_weight_consolidation_pulls_towards_the_pretrained_weights(model_folder: Path, suite: Suite) -> None:
+    start = dict(load_classifier(str(model_folder), SENTIMENT, 32, 0).model.state_dict())
+
+    def distance(weights: dict[str, Tensor]) -> float:
+        return math.sqrt(sum(float((weights[n] - start[n]).square().sum()) for n in start if n.startswith("bert.")))
+
+    free = distance(trained(model_folder, suite, "plain"))
+    assert distance(trained(model_folder, suite, "wconsol", strength=100.0)) < 0.9 * free
+    assert distance(trained(model_folder, suite, "wconsol", strength=1e9)) == pytest.approx(0, abs=1e-6)
+
+
+def test_roast_measures_importance_before_the_first_step(model_folder: Path, suite: Suite) -> None:
+    recorder = Recorder()
+    classifier = load_classifier(str(model_folder), SENTIMENT, 32, 0)
+    train(classifier, create_method("roast", SENTIMENT, {}), suite.train, RECIPE, 0, recorder)
+    assert recorder.stages == [("measuring importance", 4), ("training", 8)]
+    assert len(recorder.losses) == 12
+
+
+def test_the_paper_has_other_settings_for_entailment() -> None:
+    options = create_method("roast", TASKS["entailment"], {}).options()
+    assert (options["alpha"], options["beta"]) == (0.6, 1.0)
+    options = create_method("roast", SENTIMENT, {"beta": 5.0}).options()
+    assert (options["alpha"], options["beta"]) == (0.9, 5.0)
+
+
+def test_every_option_is_reported() -> None:
+    for name in METHODS:
+        assert list(create_method(name, SENTIMENT, {}).options()) == option_names(name)
+
+
+def test_unknown_methods_and_options_are_named() -> None:
+    with pytest.raises(UserError, match="method 'toast' is unknown; known: plain, "):
+        create_method("toast", SENTIMENT, {})
+    with pytest.raises(UserError, match="method 'plain' has no option 'alpha'; it has none"):
+        create_method("plain", SENTIMENT, {"alpha": 0.5})
+
+
+class Diverging(Method):
+    """A method whose loss is not a number from the third step on."""
+
+    paper = "none"
+    stopped = False
+
+    def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
+        return super().loss(training, batch) * (math.nan if training.step >= 2 else 1.0)
+
+    def after_training(self, training: Training) -> None:
+        self.stopped = True
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(model_folder: Path, suite: Suite) -> None:
+    method = Diverging()
+    classifier = load_classifier(str(model_folder), SENTIMENT, 32, 0)
+    with pytest.raises(UserError, match="the loss is nan at step 2"):
+        train(classifier, method, suite.train, RECIPE, 0)
+    assert method.stopped

@@ -1,0 +1,68 @@
+"""A shard's placement names exactly the elements of the whole parameter that lie in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from roast_optim.sharding import local, placement
+
+WORLD = 4
+
+
+@pytest.fixture(params=range(WORLD))
+def rank(request: pytest.FixtureRequest) -> Iterator[int]:
+    """One process of four, without the other three."""
+    dist.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=WORLD)
+    yield request.param
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("shape", "mesh_shape", "spread"),
+    [
+        ((8, 3), (4,), [Shard(0)]),
+        ((7, 3), (4,), [Shard(0)]),
+        ((2, 5), (4,), [Shard(0)]),
+        ((3, 7), (4,), [Shard(1)]),
+        ((3, 5, 9), (4,), [Shard(1)]),
+        ((3, 5, 9), (4,), [Shard(2)]),
+        ((5, 7), (4,), [Replicate()]),
+        ((5, 6), (2, 2), [Shard(0), Shard(0)]),
+        ((5, 6), (2, 2), [Shard(0), Shard(1)]),
+        ((5, 6, 7), (2, 2), [Shard(2), Shard(0)]),
+        ((1, 6, 7), (2, 2), [Shard(1), Shard(2)]),
+        ((5, 6), (2, 2), [Replicate(), Shard(1)]),
+        ((6,), (4,), [Shard(0)]),
+        ((1,), (4,), [Shard(0)]),
+    ],
+    ids=str,
+)
+def test_placement_names_the_local_elements(
+    rank: int, shape: tuple[int, ...], mesh_shape: tuple[int, ...], spread: list[Shard | Replicate]
+) -> None:
+    mesh = init_device_mesh("cpu", mesh_shape)
+    whole = torch.arange(torch.Size(shape).numel()).view(shape)
+    part = distribute_tensor(whole, mesh, spread, src_data_rank=None)
+    place = placement(part, 3)
+    j = torch.arange(local(part).numel())
+    elements = place.first_index + j // place.inner_length * place.outer_stride + j % place.inner_length
+    assert place.parameter_id == 3
+    assert torch.equal(elements, local(part).reshape(-1))
+
+
+def test_shards_that_are_not_evenly_spaced_are_refused(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2))
+    part = distribute_tensor(torch.zeros(3, 4, 6), mesh, [Shard(1), Shard(2)], src_data_rank=None)
+    with pytest.raises(ValueError, match="parameter 5 .* not evenly spaced"):
+        placement(part, 5)
+
+
+def test_plain_tensors_are_whole() -> None:
+    assert tuple(placement(torch.zeros(3, 4), 2)) == (2, 0, 12, 0)

@@ -74,7 +74,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, FullyShardedDataParallel and torch.compile's wrapper."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel) or _is_flat_sharded(model):
-            model = model.module
+            model = model.get_submodule("module")
         elif "_orig_mod" in model._modules:
             model = model.get_submodule("_orig_mod")
         else:
@@ -107,7 +107,7 @@ def _encoder(model: nn.Module) -> nn.Module:
 
 
 def _word_embedding_table(root: nn.Module) -> nn.Module | None:
-    """What ``get_input_embeddings`` says, as every model of transformers does, else the first nn.Embedding."""
+    """What ``get_input_embeddings()`` returns, as in transformers, else the nn.Embedding that was registered first."""
     inside = list(root.modules())
     if hasattr(root, "get_input_embeddings"):
         try:

@@ -23,6 +23,12 @@ def _not_compiled(function: _Function) -> _Function:
     return disabled
 
 
+def _next_node() -> int:
+    """Sequence number of the next autograd node that this thread makes."""
+    number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+    return number
+
+
 class ForwardPass:
     """What becomes of the embedding output in one forward pass.
 
@@ -115,13 +121,13 @@ class EmbeddingHook:
         Raises:
             RuntimeError: the embedding has not run exactly once.
         """
-        first = torch.autograd._get_sequence_nr()
+        first = _next_node()
         self._running = forward_pass
         try:
             yield
         finally:
             self._running = None
-        forward_pass.nodes = range(first, torch.autograd._get_sequence_nr())
+        forward_pass.nodes = range(first, _next_node())
         if not forward_pass.has_run:
             raise RuntimeError(
                 f"the embedding {self.target.name!r} did not run in the forward pass, or ran as code that had been "
@@ -132,7 +138,7 @@ class EmbeddingHook:
     def keep(self, forward_pass: ForwardPass, loss: Tensor) -> None:
         """Answer for ``forward_pass`` when it is recomputed, for as long as the graph of its ``loss`` lives."""
         if loss.grad_fn is not None:
-            loss.grad_fn.metadata[_METADATA_KEY] = (self, forward_pass)
+            loss.grad_fn.metadata[_METADATA_KEY] = (self, forward_pass)  # type: ignore[index]
             self._kept.add(forward_pass)
 
     def answer(self, output: Tensor) -> Tensor | None:

@@ -52,7 +52,7 @@ def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup |
         process_group: processes that hold different parameters (pipeline stages), or None.
 
     Returns:
-        False if every score lies in the lowest bin: nothing was accumulated, and nothing is changed.
+        False if every score lies in the lowest bin: nothing was accumulated, and the rank codes are not changed.
     """
     histograms = [torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=part.device) for part in parts]
     for part, histogram in zip(parts, histograms, strict=True):
@@ -67,6 +67,8 @@ def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup |
         dist.all_reduce(total, group=process_group)
 
     if int(total[0]) == int(total.sum()):
+        for part in parts:
+            torch._foreach_zero_(part.importances)
         return False
     table = rank_code_table(total)
     for part in parts:

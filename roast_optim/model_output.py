@@ -52,8 +52,8 @@ def loss_and_logits(output: Any, labels: Any, loss_fn: Callable[[Any, Any], Tens
         )
     if not isinstance(logits, Tensor):
         raise ValueError(
-            f"the model's output, {type(output).__name__}, has no logits for the consistency loss; it must be a tensor, "
-            "a tuple (loss, logits, ...), or have .logits"
+            f"the model's output, {type(output).__name__}, has no logits for the consistency loss; it must be a "
+            "tensor, a tuple (loss, logits, ...), or have .logits"
         )
     return loss, logits
 
@@ -62,7 +62,7 @@ def with_loss(output: Any, loss: Tensor, *, loss_is_new: bool) -> Any:
     """The output with ``loss`` as its loss: in the place of the one that it has, unless ``loss_is_new``."""
     if isinstance(output, Tensor):
         return AdversarialOutput(loss, output)
-    if isinstance(output, (tuple, list)):
+    if isinstance(output, tuple):
         return (loss, *(output if loss_is_new else output[1:]))
     if isinstance(output, Mapping):
         output["loss"] = loss  # type: ignore[index]
@@ -72,6 +72,6 @@ def with_loss(output: Any, loss: Tensor, *, loss_is_new: bool) -> Any:
 
 
 def _item(output: Any, index: int, name: str) -> Any:
-    if isinstance(output, (tuple, list)):
+    if isinstance(output, tuple):
         return output[index] if index < len(output) else None
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)

@@ -222,10 +222,17 @@ class RoastAdamW(Optimizer):
                     accumulate=accumulate,
                     selection=self._selection(group, device),
                 )
-        due = self.options.refresh_every
-        if due is not None and any(group["steps_since_refresh"] >= due for group in self.param_groups):
+        if self._refresh_is_due():
             self.refresh()
         return loss
+
+    def _refresh_is_due(self) -> bool:
+        every = self.options.refresh_every
+        if every is None:
+            return False
+        # A process of a process group joins in the others' refresh even if nothing of its own is selective.
+        counting = [group for group in self.param_groups if group["selective"] or self.process_group is not None]
+        return any(group["steps_since_refresh"] >= every for group in counting)
 
     def _gather(self, group: dict[str, Any]) -> dict[torch.device, StepTensors]:
         """The tensors of ``group`` that have a gradient; makes missing state."""
@@ -298,8 +305,9 @@ class RoastAdamW(Optimizer):
     def refresh(self) -> None:
         """Rank all selective elements by the importance accumulated since the last refresh, and start again at zero.
 
-        With nothing accumulated the ranks stay as they are, which is said once. Where parameters are sharded, every
-        process must call it; one all-reduce of 512 KB over the processes that share them.
+        With nothing accumulated the ranks stay as they are, which is said once; with no selective parameter nothing is
+        done. Where parameters are sharded, every process must call it: it is one all-reduce of 512 KB over the
+        processes that share them.
         """
         self._require_same_on_all_processes()
         parts: dict[tuple[Any, ...], RankedTensors] = {}
@@ -318,6 +326,8 @@ class RoastAdamW(Optimizer):
                 )
                 part.importances.append(scores)
                 part.rank_codes.append(local(state["rank_code"]))
+        if not parts and self.process_group is None:
+            return
         ranked = refresh_rank_codes(list(parts.values()), self.process_group)
         for group in self.param_groups:
             group["steps_since_refresh"] = 0

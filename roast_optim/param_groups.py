@@ -92,8 +92,8 @@ def transformer_blocks(model: nn.Module) -> list[list[nn.Module]]:
     A stack is an ``nn.ModuleList``, or an ``nn.Sequential`` of at least two members, whose members have parameters
     and submodules of their own and are of few classes: one, or each at least twice (a hybrid of two kinds of blocks).
     Of nested ones the outermost counts (ALBERT's groups of shared layers), unless its members are whole models with
-    embeddings of their own. The largest stack always counts; another only if it shares a class with it or if its members
-    are at least a quarter as large, so that heads kept in a list do not. An empty list if there are no stacks.
+    embeddings of their own. The largest stack always counts, another if it shares a class with it or if its members are
+    at least a quarter as large, so that heads kept in a list do not. An empty list if there are no stacks.
     """
     stacks = _candidate_stacks(model)
     if not stacks:

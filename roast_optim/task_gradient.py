@@ -35,7 +35,7 @@ def differentiate(loss: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool)
             raise
         raise RuntimeError(
             "model uses reentrant gradient checkpointing, through which its embeddings have no gradient of their own; "
-            'use the other one, in transformers with gradient_checkpointing_kwargs={"use_reentrant": False}'
+            "pass use_reentrant=False where checkpointing is switched on"
         ) from error
     return list(gradients)
 
@@ -48,7 +48,8 @@ def replay(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | 
     """
     known = [(tensor, gradient) for tensor, gradient in zip(inputs, gradients, strict=True) if gradient is not None]
     held = tuple(gradient for _, gradient in known)
-    return cast(Tensor, _Replay.apply(loss.detach(), held, *(tensor for tensor, _ in known)))
+    replayed = _Replay.apply(loss.detach(), held, *(tensor for tensor, _ in known))  # type: ignore[no-untyped-call]
+    return cast(Tensor, replayed)
 
 
 class _Replay(torch.autograd.Function):

@@ -1,20 +1,35 @@
-"""Devices, workloads, rows, and what the JSON says of the machine."""
+"""Devices, workloads, rows of the results, and what the JSON says of the machine."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Protocol
 
 import cpuinfo
 import pytest
 import torch
 
-from .pairs import Benchmark
+from . import pairs
+from .pairs import Benchmark, Contestant
 from .workloads import Shapes, workloads
 
-Row = Callable[..., None]
+
+class Row(Protocol):
+    """Begin a row of the results."""
+
+    def __call__(self, what: str, candidate: str, impossible: str | None) -> None:
+        """With a reason why it is impossible here, the row consists of that reason and the benchmark ends."""
+
+
+class Compare(Protocol):
+    """Fill the row with times."""
+
+    def __call__(
+        self, candidate: Contestant, opponents: Sequence[Contestant], *, seconds: float = 6.0, once: bool = False
+    ) -> None:
+        """See :func:`.pairs.compare`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,24 +56,25 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def row(benchmark: Benchmark, device: torch.device) -> Row:
-    """Begin a row of the results: ``row(what, candidate, impossible)``.
-
-    With a reason why it is impossible here, the row consists of that reason and the benchmark ends.
-    """
-
-    def begin(what: str, candidate: str, impossible: str | None = None) -> None:
+    def begin(what: str, candidate: str, impossible: str | None) -> None:
         benchmark.group = what
         benchmark.extra_info.update(what=what, candidate=candidate, device=device.type)
         if impossible is not None:
             benchmark.extra_info["not_measured"] = impossible
-            benchmark.pedantic(_nothing, setup=_nothing, rounds=1)  # only what ran is saved
+            benchmark.pedantic(lambda: None)  # pytest-benchmark saves nothing but what ran
             pytest.skip(impossible)
 
     return begin
 
 
-def _nothing() -> None:
-    pass
+@pytest.fixture
+def compare(benchmark: Benchmark, device: torch.device, tiny: bool) -> Compare:
+    def fill(
+        candidate: Contestant, opponents: Sequence[Contestant], *, seconds: float = 6.0, once: bool = False
+    ) -> None:
+        pairs.compare(benchmark, candidate, opponents, device, seconds=0.0 if tiny else seconds, once=once)
+
+    return fill
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
@@ -69,13 +85,18 @@ def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{package: _version(package) for package in ("torch", "triton", "transformers", "roast-optim")},
+        "versions": {
+            "python": platform.python_version(),
+            **_versions("torch", "triton", "transformers", "roast-optim"),
+        },
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _versions(*packages: str) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

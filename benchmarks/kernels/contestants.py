@@ -15,8 +15,7 @@ from roast_optim.kernels.backend import load_backend
 from .pairs import Contestant
 from .workloads import Shapes, make_parameters
 
-FASTEST = {"cpu": "native", "cuda": "triton"}  # the fused backend of each kind of device
-FUSED_ADAMW = "torch AdamW, fused"
+FASTEST = {"cpu": "native", "cuda": "triton"}  # backend of each kind of device
 STRAIGHTFORWARD = "straightforward torch RoAST"
 
 ALPHA, BETA = 0.9, 10.0  # the paper's, for sentiment
@@ -27,10 +26,24 @@ def cannot_run(backend: str, device: torch.device) -> str | None:
     """Why that backend cannot run on that device in this process; None when it can."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return "no CUDA device"
-    reason = load_backend(backend).unavailable()
-    if reason is None and not load_backend(backend).supports(device):
-        return f"it does not run on {device.type}"
-    return reason
+    if (reason := load_backend(backend).unavailable()) is not None:
+        return reason
+    return None if load_backend(backend).supports(device) else f"it does not run on {device}"
+
+
+def backend_name(backend: str) -> str:
+    """As in table and chart: with the instruction set, where there are several."""
+    return backend
+
+
+def ranked_optimizer(backend: str, shapes: Shapes, device: torch.device, **options: Any) -> RoastAdamW:
+    """RoastAdamW after its first refresh, every tensor selective; ``options`` are its own and ``dtype``."""
+    parameters = make_parameters(shapes, device, options.pop("dtype", torch.float32))
+    optimizer = RoastAdamW(parameters, **RECIPE, alpha=ALPHA, beta=BETA, backend=backend, **options)
+    with optimizer.measure_importance():
+        optimizer.step()
+    optimizer.refresh()
+    return optimizer
 
 
 def roast(
@@ -41,52 +54,27 @@ def roast(
     dtype: torch.dtype = torch.float32,
     importance_every: int = 1,
 ) -> Contestant:
-    """Steps of RoastAdamW with every tensor selective and masks drawn; ``importance_every`` steps in one run."""
+    """Steps of RoastAdamW, which draw masks; a run is ``importance_every`` steps, of which one accumulates."""
     optimizer = ranked_optimizer(backend, shapes, device, dtype=dtype, importance_every=importance_every)
-    bytes_moved = step_bytes(optimizer) - (1 - 1 / importance_every) * importance_bytes(optimizer)
-    return Contestant(
-        backend_name(backend), repeated(optimizer.step, importance_every), calls=importance_every, bytes_moved=bytes_moved
-    )
+    importance = sum(state["importance"].nbytes for state in optimizer.state.values())
+    moved = step_bytes(optimizer) + 2 * importance / importance_every
+    run = repeated(optimizer.step, importance_every)
+    return Contestant(backend_name(backend), run, calls=importance_every, bytes_moved=moved)
 
 
-def ranked_optimizer(
-    backend: str,
-    shapes: Shapes,
-    device: torch.device,
-    *,
-    dtype: torch.dtype = torch.float32,
-    importance_every: int = 1,
-) -> RoastAdamW:
-    """A RoastAdamW after its first refresh, which holds no importance yet."""
-    optimizer = RoastAdamW(
-        make_parameters(shapes, device, dtype),
-        **RECIPE,
-        alpha=ALPHA,
-        beta=BETA,
-        importance_every=importance_every,
-        backend=backend,
-    )
-    with optimizer.measure_importance():
-        optimizer.step()
-    optimizer.refresh()
-    return optimizer
-
-
-def backend_name(backend: str) -> str:
-    return backend
-
-
-def torch_adamw(kind: str, shapes: Shapes, device: torch.device, dtype: torch.dtype = torch.float32, calls: int = 1) -> Contestant:
+def torch_adamw(
+    kind: str, shapes: Shapes, device: torch.device, *, dtype: torch.dtype = torch.float32, calls: int = 1
+) -> Contestant:
     """Steps of torch's AdamW: "fused", "foreach" or "for-loop"."""
-    optimizer = AdamW(
-        make_parameters(shapes, device, dtype), **RECIPE, fused=kind == "fused", foreach=kind == "foreach"
-    )
+    parameters = make_parameters(shapes, device, dtype)
+    optimizer = AdamW(parameters, **RECIPE, fused=kind == "fused", foreach=kind == "foreach")
     optimizer.step()  # makes the state
-    return Contestant(f"torch AdamW, {kind}", repeated(optimizer.step, calls), calls=calls, bytes_moved=step_bytes(optimizer))
+    run = repeated(optimizer.step, calls)
+    return Contestant(f"torch AdamW, {kind}", run, calls=calls, bytes_moved=step_bytes(optimizer))
 
 
 def straightforward_roast(shapes: Shapes, device: torch.device) -> Contestant:
-    """RoAST in torch operations on whole tensors, with a stored importance and stored probabilities, around AdamW."""
+    """RoAST around AdamW in torch operations on whole tensors, with a stored importance and stored probabilities."""
     parameters = make_parameters(shapes, device)
     gradients = [parameter.grad for parameter in parameters]
     importances = [torch.zeros_like(parameter) for parameter in parameters]
@@ -95,13 +83,12 @@ def straightforward_roast(shapes: Shapes, device: torch.device) -> Contestant:
 
     @torch.no_grad()
     def step() -> None:
-        for parameter, gradient, importance, probability in zip(
-            parameters, gradients, importances, probabilities, strict=True
-        ):
+        for i, parameter in enumerate(parameters):
+            gradient = gradients[i]
             assert gradient is not None
-            importance += gradient**2
-            mask = torch.rand_like(gradient) < probability
-            parameter.grad = mask * gradient / probability
+            importances[i] += gradient**2
+            mask = torch.rand_like(gradient) < probabilities[i]
+            parameter.grad = mask * gradient / probabilities[i]
         optimizer.step()
 
     return Contestant(STRAIGHTFORWARD, step)
@@ -113,27 +100,18 @@ def double_argsort(scores: list[Tensor]) -> Tensor:
     return torch.argsort(torch.argsort(everything)) / (len(everything) - 1)
 
 
-def step_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the tensors that a step reads plus bytes of those that it writes: all but gradient and rank code, both."""
-    moved = 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            both = [parameter, state["exp_avg"], state["exp_avg_sq"]]
-            read = [parameter.grad]
-            if "rank_code" in state:
-                both.append(state["importance"])
-                read.append(state["rank_code"])
-            moved += 2 * sum(tensor.nbytes for tensor in both) + sum(tensor.nbytes for tensor in read)
+def step_bytes(optimizer: Optimizer) -> float:
+    """Bytes that a step has to read and write: parameter and moments both, gradient and rank code are read only."""
+    moved = 0.0
+    for parameter, state in optimizer.state.items():
+        moved += 2 * (parameter.nbytes + state["exp_avg"].nbytes + state["exp_avg_sq"].nbytes) + parameter.grad.nbytes
+        moved += state["rank_code"].nbytes if "rank_code" in state else 0
     return moved
 
 
-def importance_bytes(optimizer: Optimizer) -> int:
-    """The part of :func:`step_bytes` that a step without accumulation saves."""
-    return 2 * sum(state["importance"].nbytes for state in optimizer.state.values())
-
-
 def repeated(step: Callable[[], object], times: int) -> Callable[[], None]:
+    """A function that takes so many steps."""
+
     def run() -> None:
         for _ in range(times):
             step()

@@ -45,7 +45,9 @@ class Benchmark(Protocol):
     group: str | None
     stats: Any  # None until it ran, and where benchmarks are disabled
 
-    def pedantic(self, target: Callable[[], object], *, setup: Callable[[], object], rounds: int) -> Any:
+    def pedantic(
+        self, target: Callable[[], object], *, setup: Callable[[], None] | None = None, rounds: int = 1
+    ) -> Any:
         """Call ``setup``, which is not timed, and ``target``, which is, ``rounds`` times."""
 
 
@@ -63,7 +65,7 @@ def compare(
     Args:
         benchmark: the fixture; it times the candidate, and the opponents have their turns in its ``setup``.
         candidate: what the row is about.
-        opponents: what it is compared with; the copy of :func:`copy_of` among them gives the share of the bandwidth.
+        opponents: what it is compared with; the copy of :func:`copy_like` among them gives the share of the bandwidth.
         device: is waited for at the end of every run.
         seconds: roughly how long to measure, between 3 and 101 rounds.
         once: a single round without warm-up, for what takes a minute.
@@ -93,7 +95,8 @@ def compare(
     benchmark.extra_info["seconds"] = statistics.median(own)
     benchmark.extra_info["rounds"] = rounds
     benchmark.extra_info["opponents"] = {
-        opponent.name: against(own, [taken / opponent.calls for taken in times[opponent.name]]) for opponent in opponents
+        opponent.name: against(own, [taken / opponent.calls for taken in times[opponent.name]])
+        for opponent in opponents
     }
     if candidate.bytes_moved is not None:
         benchmark.extra_info["bytes_moved"] = candidate.bytes_moved
@@ -139,8 +142,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def copy_of(bytes_moved: float, device: torch.device) -> Contestant:
-    """``Tensor.copy_`` that moves so many bytes: one half is read, the other half is written."""
-    source = torch.ones(max(int(bytes_moved) // 8, 1), device=device)
+def copy_like(candidate: Contestant, device: torch.device) -> Contestant:
+    """``Tensor.copy_`` that moves as many bytes as one call of ``candidate``: one half is read, the other is written."""
+    assert candidate.bytes_moved is not None, f"it is not known how many bytes {candidate.name!r} moves"
+    source = torch.ones(max(int(candidate.bytes_moved) // 8, 1), device=device)
     target = torch.zeros_like(source)
     return Contestant(COPY, lambda: target.copy_(source), bytes_moved=2.0 * source.nbytes)

@@ -58,12 +58,13 @@ def report(settings: Settings, rows: Sequence[Row], console: Console) -> None:
 def read_settings(arguments: Sequence[str] | None) -> Settings:
     """Settings from the command line; a preset replaces defaults, what is written out replaces both."""
     parser = make_parser()
-    preset = parser.parse_args(arguments).preset
-    if preset:
-        parser.set_defaults(**PRESETS[preset])
+    name = parser.parse_args(arguments).preset
+    preset = dict(PRESETS[name]) if name else {}
+    changes = preset.pop("changes", ())  # those written out are added to them, and so win
+    parser.set_defaults(**preset)
     options = parser.parse_args(arguments)
-    if preset:
-        options.changes = (*PRESETS[preset].get("changes", ()), *options.changes)
+    options.changes = (*changes, *options.changes)
+    options.methods = tuple(options.methods)
     return Settings(**{each.name: getattr(options, each.name) for each in fields(Settings)})
 
 

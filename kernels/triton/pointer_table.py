@@ -4,6 +4,7 @@ A row of the table is int64: number of elements, first program, then what the ke
 """
 
 # mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: N803, SIM108 (in kernels constants are capitals, and both branches of a compile-time "if" must be legal)
 
 from __future__ import annotations
 
@@ -71,6 +72,11 @@ def _to_device(table: Tensor, device: torch.device) -> Tensor:
     return copied
 
 
+def is_aligned(addresses: list[int]) -> bool:
+    """Whether all addresses are multiples of 16 bytes, so that accesses can be 128 bits wide."""
+    return not any(address & 15 for address in addresses)
+
+
 def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
@@ -92,13 +98,14 @@ def program_part(rows, tensor_of_program, COLUMNS: tl.constexpr, CHUNK: tl.const
 def elements(row, COLUMN: tl.constexpr, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """Pointers to the BLOCK elements from ``start`` of the tensor whose address stands in that column.
 
-    Read from the table for every block, which costs less than the registers to keep them. ALIGNED: the address is a
-    multiple of 16 bytes.
+    The address is read for every block anew, which costs less than the registers to keep it. ALIGNED: it is a multiple
+    of 16 bytes. The offsets are 64 bits wide; with narrower ones AMD's buffer instructions would be taken, which visit an
+    address that is not a kernel argument lane by lane.
     """
     pointer = tl.load(row + COLUMN).to(tl.pointer_type(DTYPE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
-    return pointer + start + tl.arange(0, BLOCK)
+    return pointer + (start + tl.arange(0, BLOCK))
 
 
 @triton.jit

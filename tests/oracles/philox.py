@@ -48,7 +48,8 @@ def random_words(seed: int, parameter_id: int, draw_number: int, elements: npt.A
     block = index // np.uint64(4)
     counter = (block & np.uint64(_WORD), block >> np.uint64(32), parameter_id, draw_number)
     words = philox4x32(counter, (seed & _WORD, seed >> 32), rounds=7)
-    return np.choose((index % np.uint64(4)).astype(np.int64), [np.broadcast_to(word, index.shape) for word in words])
+    choices = [np.broadcast_to(word, index.shape) for word in words]
+    return np.asarray(np.choose((index % np.uint64(4)).astype(np.int64), choices), dtype=np.uint64)
 
 
 @lru_cache
@@ -87,10 +88,11 @@ def keep_mask(
     return kept.reshape(rank_codes.shape)
 
 
-def _nearest_float32(value: Fraction) -> np.float32:
-    """The float32 nearest to a positive rational of the normal range, ties to even."""
+def _nearest_float32(value: Fraction) -> float:
+    """The float32 nearest to a rational of at least one, ties to even."""
     exponent = 0
     while value >= 2 ** (exponent + 1):
         exponent += 1
     # round() of a Fraction is exact and rounds half to even; 23 bits stand behind the leading one.
-    return np.float32(round(value / Fraction(2) ** (exponent - 23)) * 2.0 ** (exponent - 23))
+    significand = round(value / Fraction(2) ** (exponent - 23))
+    return float(significand * Fraction(2) ** (exponent - 23))

@@ -13,7 +13,7 @@ LARGEST_FLOAT32 = np.finfo(np.float32).max
 
 
 def accumulated(importance: Float32Array, gradient: npt.NDArray[np.floating]) -> Float32Array:
-    """importance + gradient^2: each operation rounded to float32, saturating, non-finite gradients ignored."""
+    """The importance plus gradient^2: each operation rounded to float32, saturating, non-finite gradients ignored."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = gradient.astype(np.float32)
         square = (narrow * narrow).astype(np.float32)
@@ -23,7 +23,8 @@ def accumulated(importance: Float32Array, gradient: npt.NDArray[np.floating]) ->
 
 def bins(scores: Float32Array) -> npt.NDArray[np.int64]:
     """The bin, 0 to 65535, of every non-negative score: its bit pattern without the lowest 15 bits."""
-    return (np.ascontiguousarray(scores, dtype=np.float32).view(np.uint32) >> np.uint32(15)).astype(np.int64)
+    bits: npt.NDArray[np.uint32] = np.asarray(scores, dtype=np.float32, order="C").view(np.uint32)
+    return np.asarray(bits >> np.uint32(15), dtype=np.int64)
 
 
 def rank_codes_of_histogram(histogram: Mapping[int, int]) -> dict[int, int]:

@@ -167,11 +167,12 @@ class RoastAdamWOracle:
         parameter = group.parameters[index]
         if self.importance == "random":
             words = philox.random_words(self.seed, parameter_id, 0, np.arange(parameter.size))
-            return ((words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(parameter.shape)
+            scores = (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+            return np.asarray(scores.reshape(parameter.shape), dtype=np.float32)
         if self.importance == "magnitude":
             with np.errstate(over="ignore"):
                 magnitude = np.abs(parameter).astype(np.float32)
-            return np.nan_to_num(magnitude, nan=0.0, posinf=float(ranks.LARGEST_FLOAT32))
+            return np.asarray(np.nan_to_num(magnitude, nan=0.0, posinf=ranks.LARGEST_FLOAT32), dtype=np.float32)
         return self._state(group, index).importance
 
     def _only_initialises(self, gradients: Sequence[Sequence[Gradient]]) -> bool:

@@ -56,7 +56,11 @@ def threshold_vectors() -> list[dict[str, Any]]:
 def rank_code_vectors() -> list[dict[str, Any]]:
     """Occupied bins with their counts, and the rank code of each."""
     random = np.random.default_rng(1)
-    spread = np.unique(random.integers(0, 65536, 600))
+    spread = np.unique(random.integers(0, 65536, 600)).tolist()
+
+    def counted(largest: int) -> dict[int, int]:
+        return dict(zip(spread, random.integers(1, largest, len(spread)).tolist(), strict=True))
+
     histograms = {
         "one bin": {30000: 17},
         "one element": {0: 1},
@@ -66,8 +70,8 @@ def rank_code_vectors() -> list[dict[str, Any]]:
         "256 bins of one": {1000 + i: 1 for i in range(256)},
         "257 bins of one": {1000 + i: 1 for i in range(257)},
         "one large bin among small ones": {10: 3, 20000: 10**9, 30000: 3},
-        "70 billion elements": {int(b): int(c) for b, c in zip(spread, random.integers(1, 2**28, spread.size))},
-        "a few elements in many bins": {int(b): int(c) for b, c in zip(spread, random.integers(1, 5, spread.size))},
+        "70 billion elements": counted(2**28),
+        "a few elements in many bins": counted(5),
     }
     return [
         {
@@ -86,11 +90,12 @@ def score_vectors() -> list[dict[str, Any]]:
     lognormal = np.exp(3 * random.standard_normal(200)).astype(np.float32)
     denormal = random.integers(0, 2**23, 100).astype(np.uint32).view(np.float32)
     edges = np.array([0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x007FFFFF, 0x00800000, 0x7F7FFFFF], np.uint32).view(np.float32)
+    around_one = np.array([0.0, np.nextafter(np.float32(1), 0), 1.0], np.float32)
     cases = {
         "log-normal in two tensors": [lognormal[:70], lognormal[70:]],
         "denormal": [denormal],
         "zeros and log-normal": [np.zeros(100, np.float32), lognormal],
-        "edges of bins, smallest normal and largest float": [edges, np.float32([0.0, 1.0, np.nextafter(np.float32(1), 0)])],
+        "edges of bins, smallest normal and largest float": [edges, around_one],
         "constant": [np.full(10, 0.25, np.float32)],
     }
     return [

@@ -48,6 +48,9 @@ class AdversarialOnly(Method):
         loss: Tensor = self.adversary(**batch).loss
         return loss
 
+    def after_training(self, training: Training) -> None:
+        self.adversary = None  # its hook goes with it
+
 
 @dataclass
 class SelectiveOnly(Method):

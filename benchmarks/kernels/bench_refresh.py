@@ -1,0 +1,63 @@
+"""A refresh: percentile ranks of the importance of all elements, by histogram and by the authors' double argsort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from roast_optim import RoastAdamW
+from roast_optim.importance import percentile_ranks
+
+from .conftest import Compare, Row
+from .contestants import FASTEST, backend_name, cannot_run, double_argsort, ranked_optimizer
+from .memory import peak_extra_memory
+from .pairs import Contestant, copy_like
+from .workloads import Shapes
+
+DOUBLE_ARGSORT = "double argsort"
+
+
+@pytest.mark.parametrize("kind", ["fastest", "reference"])
+def test_refresh(row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes], kind: str) -> None:
+    backend = FASTEST[device.type] if kind == "fastest" else "reference"
+    row("refresh, 110M", backend_name(backend), cannot_run(backend, device))
+    optimizer = ranked_optimizer(backend, sizes["110M"], device)
+    scores = squared_gradients(optimizer)
+    candidate = refreshes(optimizer, scores, backend)
+    compare(candidate, [copy_like(candidate, device)])
+    codes = [state["rank_code"] for state in optimizer.state.values()]
+    assert all(map(torch.equal, codes, percentile_ranks(scores))), "rank codes differ from the reference's"
+
+
+def test_double_argsort(
+    benchmark: Any, row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes]
+) -> None:
+    row("refresh, 110M", DOUBLE_ARGSORT, cannot_run("reference", device))
+    optimizer = ranked_optimizer("reference", sizes["110M"], device)
+    scores = squared_gradients(optimizer)
+
+    def argsort() -> None:
+        benchmark.extra_info["extra_bytes"] = peak_extra_memory(lambda: double_argsort(scores), device)
+
+    compare(Contestant(DOUBLE_ARGSORT, argsort), [refreshes(optimizer, scores, "reference")], once=True)
+
+
+def squared_gradients(optimizer: RoastAdamW) -> list[Tensor]:
+    """Importance after one step, in the order of the optimizer's state."""
+    return [parameter.grad.square() for parameter in optimizer.state]
+
+
+def refreshes(optimizer: RoastAdamW, scores: list[Tensor], backend: str) -> Contestant:
+    """Refreshes with ``scores`` as the importance, which is read twice and set to zero, while the codes are written."""
+    states = list(optimizer.state.values())
+
+    def restore() -> None:
+        for state, score in zip(states, scores, strict=True):
+            state["importance"].copy_(score)
+
+    moved = sum(3 * state["importance"].nbytes + state["rank_code"].nbytes for state in states)
+    return Contestant(backend_name(backend), optimizer.refresh, prepare=restore, bytes_moved=moved)

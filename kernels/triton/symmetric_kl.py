@@ -1,0 +1,189 @@
+"""Symmetric KL divergence of two tensors of logits, row by row, without ever writing a probability to memory.
+
+The forward pass reads every logit once (online softmax) and keeps four numbers per row; the backward pass reads every
+logit a second time and writes both gradients.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .importance import FLOAT_TYPES, LARGEST_FLOAT32
+from .launch import OPTIONS, on
+
+INFINITY = tl.constexpr(math.inf)
+_FORWARD_BLOCK = 2048
+_BACKWARD_BLOCK = 1024
+_BLOCKS_PER_PROGRAM = 8  # of the backward pass, in which several programs share a long row
+
+
+def symmetric_kl_rows(logits_p: Tensor, logits_q: Tensor, counted: Tensor | None = None) -> Tensor:
+    """KL(p||q) + KL(q||p) per row, p = softmax(logits_p) and q = softmax(logits_q).
+
+    Source: RoAST, section 3.1. Arithmetic in float32. Differentiable once, with respect to both sides; a side that
+    needs no gradient costs none.
+
+    Args:
+        logits_p, logits_q: ``[..., classes]`` of equal shape; float32, bfloat16 or float16. A logit of minus infinity
+            is a class of probability zero; where it is one in both, the class adds nothing.
+        counted: boolean ``[...]``: the other rows give zero and get zero gradients, whatever they hold; None: all count.
+
+    Returns:
+        float32 ``[...]``.
+
+    Raises:
+        ValueError: other shapes or dtypes.
+    """
+    if logits_p.shape != logits_q.shape or logits_p.ndim == 0 or logits_p.device != logits_q.device:
+        raise ValueError(
+            f"logits of shapes {tuple(logits_p.shape)} on {logits_p.device} and {tuple(logits_q.shape)} on "
+            f"{logits_q.device}: both must be [..., classes], on one device"
+        )
+    if logits_p.dtype not in FLOAT_TYPES or logits_q.dtype not in FLOAT_TYPES:
+        raise ValueError(f"logits are {logits_p.dtype} and {logits_q.dtype}; float32, bfloat16 and float16 only")
+    if counted is not None and (counted.shape != logits_p.shape[:-1] or counted.dtype != torch.bool):
+        raise ValueError(
+            f"counted is {counted.dtype} of shape {tuple(counted.shape)}; it must be bool of shape "
+            f"{tuple(logits_p.shape[:-1])}"
+        )
+    divergences: Tensor = _SymmetricKL.apply(logits_p, logits_q, counted)  # type: ignore[no-untyped-call]
+    return divergences
+
+
+class _SymmetricKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_p: Tensor, logits_q: Tensor, counted: Tensor | None) -> Tensor:
+        p, q = _rows(logits_p), _rows(logits_q)
+        mask = None if counted is None else counted.reshape(-1).to(p.device, torch.uint8)
+        rows, classes = p.shape
+        divergences = torch.empty(rows, dtype=torch.float32, device=p.device)
+        statistics = torch.empty(rows, 4, dtype=torch.float32, device=p.device)
+        if rows:
+            block = min(_FORWARD_BLOCK, triton.next_power_of_2(classes))
+            with on(p.device):
+                _forward_kernel[(rows,)](
+                    p, p.stride(0), q, q.stride(0), mask, divergences, statistics, classes,
+                    BLOCK=block, **{**OPTIONS, "num_warps": max(1, block // 256)},
+                )  # fmt: skip
+        ctx.save_for_backward(p, q, mask, statistics)
+        ctx.shape = logits_p.shape
+        return divergences.view(logits_p.shape[:-1])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        p, q, mask, statistics = ctx.saved_tensors
+        rows, classes = p.shape
+        grad_p = torch.empty_like(p) if ctx.needs_input_grad[0] else None
+        grad_q = torch.empty_like(q) if ctx.needs_input_grad[1] else None
+        if rows:
+            block = min(_BACKWARD_BLOCK, triton.next_power_of_2(classes))
+            parts = triton.cdiv(classes, block * _BLOCKS_PER_PROGRAM)
+            with on(p.device):
+                _backward_kernel[(rows * parts,)](
+                    p, p.stride(0), q, q.stride(0), mask, statistics, upstream.reshape(-1).contiguous(), grad_p, grad_q,
+                    classes, parts,
+                    BLOCK=block, BLOCKS=_BLOCKS_PER_PROGRAM, **{**OPTIONS, "num_warps": max(1, block // 256)},
+                )  # fmt: skip
+        return grad_p if grad_p is None else grad_p.view(ctx.shape), grad_q if grad_q is None else grad_q.view(ctx.shape), None
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """``[rows, classes]`` with the classes of a row side by side."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+@triton.jit
+def _forward_kernel(
+    logits_p, p_stride, logits_q, q_stride, counted, divergences, statistics, classes, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One row. Per side: the largest logit so far, and of e = exp(logit - largest) the sums of e and of e * difference.
+
+    The difference of the logits is taken less that of the first class: a constant that all differences have in common
+    changes nothing but would cost digits.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    row_p = logits_p + program * p_stride
+    row_q = logits_q + program * q_stride
+    end = classes
+    if counted is not None:
+        end = tl.where(tl.load(counted + program) != 0, classes, 0)
+    shift = tl.load(row_p).to(tl.float32) - tl.load(row_q).to(tl.float32)
+    shift = tl.where(tl.abs(shift) <= LARGEST_FLOAT32, shift, 0.0)
+    largest_p = -LARGEST_FLOAT32
+    largest_q = -LARGEST_FLOAT32
+    sum_p = tl.zeros([BLOCK], tl.float32)
+    sum_q = tl.zeros([BLOCK], tl.float32)
+    weighted_p = tl.zeros([BLOCK], tl.float32)
+    weighted_q = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, end, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        p = tl.load(row_p + columns, mask=columns < classes, other=-INFINITY).to(tl.float32)
+        q = tl.load(row_q + columns, mask=columns < classes, other=-INFINITY).to(tl.float32)
+        difference = p - q - shift
+        before_p = largest_p
+        before_q = largest_q
+        largest_p = tl.maximum(before_p, tl.max(p, 0))
+        largest_q = tl.maximum(before_q, tl.max(q, 0))
+        e_p = tl.exp(p - largest_p)
+        e_q = tl.exp(q - largest_q)
+        sum_p = tl.fma(sum_p, tl.exp(before_p - largest_p), e_p)
+        sum_q = tl.fma(sum_q, tl.exp(before_q - largest_q), e_q)
+        # A class without probability adds nothing, whatever its difference.
+        weighted_p = tl.fma(weighted_p, tl.exp(before_p - largest_p), tl.where(e_p > 0, e_p * difference, 0.0))
+        weighted_q = tl.fma(weighted_q, tl.exp(before_q - largest_q), tl.where(e_q > 0, e_q * difference, 0.0))
+    total_p = tl.sum(sum_p, 0)
+    total_q = tl.sum(sum_q, 0)
+    mean_p = tl.sum(weighted_p, 0) / total_p
+    mean_q = tl.sum(weighted_q, 0) / total_q
+    gap = largest_p - largest_q - shift + tl.log(total_p) - tl.log(total_q)
+    divergence = tl.maximum(mean_p - mean_q, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(divergences + program, tl.where(end > 0, divergence, 0.0))
+    tl.store(statistics + 4 * program, largest_p + tl.log(total_p))
+    tl.store(statistics + 4 * program + 1, largest_q + tl.log(total_q))
+    tl.store(statistics + 4 * program + 2, mean_p - gap)
+    tl.store(statistics + 4 * program + 3, gap - mean_q)
+
+
+@triton.jit
+def _backward_kernel(
+    logits_p, p_stride, logits_q, q_stride, counted, statistics, upstream, grad_p, grad_q, classes, parts,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """A part of one row: d/dp_k = P_k (log P_k - log Q_k - KL(P||Q)) + P_k - Q_k, and the same with P and Q exchanged."""
+    program = tl.program_id(0)
+    row = (program // parts).to(tl.int64)
+    scale = tl.load(upstream + row).to(tl.float32)
+    log_total_p = tl.load(statistics + 4 * row)
+    log_total_q = tl.load(statistics + 4 * row + 1)
+    kl_pq = tl.load(statistics + 4 * row + 2)
+    kl_qp = tl.load(statistics + 4 * row + 3)
+    counts = True
+    if counted is not None:
+        counts = tl.load(counted + row) != 0
+    first = (program % parts) * (BLOCKS * BLOCK)
+    for start in range(first, tl.minimum(first + BLOCKS * BLOCK, classes), BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        exists = columns < classes
+        log_p = tl.load(logits_p + row * p_stride + columns, mask=exists, other=0).to(tl.float32) - log_total_p
+        log_q = tl.load(logits_q + row * q_stride + columns, mask=exists, other=0).to(tl.float32) - log_total_q
+        p = tl.exp(log_p)
+        q = tl.exp(log_q)
+        if grad_p is not None:
+            slope = tl.where(p == 0, 0.0, p * (log_p - log_q - kl_pq)) + (p - q)
+            slope = tl.where(counts, scale * slope, 0.0).to(grad_p.dtype.element_ty)
+            tl.store(grad_p + row * classes + columns, slope, mask=exists)
+        if grad_q is not None:
+            slope = tl.where(q == 0, 0.0, q * (log_q - log_p - kl_qp)) + (q - p)
+            slope = tl.where(counts, scale * slope, 0.0).to(grad_q.dtype.element_ty)
+            tl.store(grad_q + row * classes + columns, slope, mask=exists)

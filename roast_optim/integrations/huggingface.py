@@ -1,0 +1,279 @@
+"""RoAST in the Trainer of Hugging Face transformers: a Trainer, its configuration, and a callback for other Trainers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..adversarial import AdversarialEmbedding
+from ..embedding_block import unwrapped
+from ..losses import IGNORED_LABEL
+from ..optimizer import RoastAdamW
+from ..param_groups import selective_param_groups
+from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer
+
+_ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")  # what TrainingArguments.optim says if nobody sets it
+
+
+def _option(default: Any, description: str) -> Any:
+    return field(default=default, metadata={"help": description})
+
+
+@dataclass
+class RoastConfig:
+    """The options of RoAST beside ``TrainingArguments``, whose learning rate, betas, eps, weight decay and seed it uses.
+
+    Can be read from the command line together with them: ``HfArgumentParser((TrainingArguments, RoastConfig))``. See
+    :class:`.RoastAdamW` and :class:`.AdversarialEmbedding` for what each option does; values out of range raise there.
+    """
+
+    alpha: float = _option(0.9, "Percentile rank of importance at which an element is updated half the time.")
+    beta: float = _option(10.0, "How sharply the keep probability rises around alpha.")
+    refresh_every: int | None = _option(None, "Optimizer steps between refreshes of the ranks. Default: an epoch.")
+    mask_schedule: str = _option("step", '"step": new masks at every step; "refresh": at every refresh.')
+    rescale: bool = _option(True, "Divide a kept gradient by its keep probability.")
+    selective: bool = _option(True, "Train the transformer blocks selectively; otherwise the optimizer is AdamW.")
+    importance: str = _option("gradient", '"gradient", or for ablations "random" or "magnitude".')
+    importance_every: int = _option(1, "Accumulate importance at every k-th step only.")
+    always_update: list[str] | None = _option(None, "Regular expressions of names that are never selective.")
+    state_dtype: str | None = _option(None, 'Dtype of the moments, as "float32". Default: that of the parameter.')
+    backend: str = _option("auto", '"auto", "triton", "native" or "reference".')
+    step_size: float = _option(0.1, "Length of the perturbation of each token.")
+    consistency_weight: float = _option(0.01, "Weight of the consistency loss.")
+    adversarial_weight: float = _option(1.0, "Weight of the task loss of the adversarial pass.")
+    clean_weight: float = _option(1.0, "Weight of the task loss of the clean pass.")
+    norm: str = _option("linf", 'In which step_size is measured: "linf", "sign" or "l2".')
+    embedding: str | None = _option(None, '"word": perturb the word embeddings, not the whole embedding block.')
+    gradient: str = _option("exact", '"exact", or "fast": hold the clean prediction constant, and save a backward.')
+
+    def make_optimizer(self, model: nn.Module, args: TrainingArguments) -> RoastAdamW:
+        """The optimizer for the trainable parameters of ``model``.
+
+        Raises:
+            ValueError: an option is out of range, or the model has no transformer blocks.
+        """
+        state_dtype = getattr(torch, self.state_dtype, None) if self.state_dtype else None
+        if self.state_dtype and not isinstance(state_dtype, torch.dtype):
+            raise ValueError(f"state_dtype={self.state_dtype!r} is not the name of a torch dtype, such as 'float32'")
+        groups = selective_param_groups(model, args.weight_decay, self.always_update)
+        for group in groups:
+            group["selective"] = group["selective"] and self.selective
+        names = (
+            "alpha",
+            "beta",
+            "refresh_every",
+            "mask_schedule",
+            "rescale",
+            "importance",
+            "importance_every",
+            "backend",
+        )
+        return RoastAdamW(
+            groups,
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            seed=args.seed,
+            state_dtype=state_dtype,
+            **{name: getattr(self, name) for name in names},
+        )
+
+    def make_adversary(self, model: nn.Module) -> AdversarialEmbedding:
+        """The adversary of ``model``, which must not be wrapped, sharded or compiled yet.
+
+        Raises:
+            ValueError: an option is out of range, or the model has no embeddings.
+        """
+        names = (
+            "step_size",
+            "consistency_weight",
+            "adversarial_weight",
+            "clean_weight",
+            "norm",
+            "embedding",
+            "gradient",
+        )
+        return AdversarialEmbedding(model, **{name: getattr(self, name) for name in names})
+
+
+class RoastCallback(TrainerCallback):
+    """For any Trainer whose optimizer is a :class:`.RoastAdamW`: refreshes the ranks, logs the share of updates.
+
+    Pass it to the Trainer together with the optimizer::
+
+        Trainer(..., optimizers=(RoastAdamW(selective_param_groups(model, 0.01), lr=2e-5), None),
+                callbacks=[RoastCallback()])
+
+    Every end of an epoch refreshes the ranks, before a checkpoint is written there, unless the optimizer does so itself
+    (``refresh_every``). ``updated_share`` in the logs is the expected share of the model's trained elements that a step
+    updates. Reports to TensorBoard and the like are written before callbacks that the user adds; they show it if the
+    callback comes first (``trainer.callback_handler.callbacks.insert(0, RoastCallback())``), as in RoastTrainer.
+
+    Raises:
+        ValueError: when training begins, if the optimizer is another.
+    """
+
+    def __init__(self) -> None:
+        self._share = UpdatedShare()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the optimizer."""
+        roast_optimizer(kwargs["optimizer"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refresh at the last step of an epoch: a checkpoint of that step is written before the epoch ends."""
+        if state.epoch is not None and state.epoch.is_integer():
+            refresh_at_epoch_end(roast_optimizer(kwargs["optimizer"]))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refresh if the epoch ended before its last step, or has no known length."""
+        refresh_at_epoch_end(roast_optimizer(kwargs["optimizer"]))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add ``updated_share`` to the logs of the training loss."""
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            logs["updated_share"] = state.log_history[-1]["updated_share"] = self._share.of(
+                roast_optimizer(kwargs["optimizer"])
+            )
+
+
+class RoastTrainer(Trainer):
+    """A Trainer that trains with RoAST: :class:`.AdversarialEmbedding` computes its loss, :class:`.RoastAdamW` steps.
+
+    Use it like the Trainer. Evaluation is the Trainer's own. The ranks are refreshed at the end of every epoch, or every
+    ``roast.refresh_every`` optimizer steps. Resuming from a checkpoint continues bit for bit where the Trainer's does.
+
+    The logs of the training loss gain ``task_loss``, ``adversarial_loss`` and ``consistency_loss`` (without their
+    weights; ``loss`` is their weighted sum), ``updated_share`` (see :class:`RoastCallback`), and, if there were any,
+    ``nonfinite_samples``, whose embeddings could not be perturbed (so far, in this process).
+
+    Args:
+        *args: of ``transformers.Trainer``.
+        roast: the options; None: the defaults.
+        **kwargs: of ``transformers.Trainer``. An optimizer passed in ``optimizers`` must be a RoastAdamW; then the
+            options of ``roast`` for the optimizer have no effect.
+
+    Attributes:
+        adversary: computes the loss; made when training begins.
+
+    Raises:
+        ValueError: another optimizer is asked for, or a way of training that cannot work: DataParallel (launch with
+            ``torchrun``), DeepSpeed or FSDP version 1, which flatten the parameters (use FSDP version 2).
+    """
+
+    def __init__(self, *args: Any, roast: RoastConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.roast = roast if roast is not None else RoastConfig()
+        self.adversary: AdversarialEmbedding | None = None
+        self._consistency_share: Tensor | float = 1.0
+        self._loss_sums: dict[str, Tensor] = {}
+        self._first_summed_step = 0
+        self._check_arguments()
+        if not any(isinstance(callback, RoastCallback) for callback in self.callback_handler.callbacks):
+            self.callback_handler.callbacks.insert(0, RoastCallback())  # before those that report the logs
+
+    def _check_arguments(self) -> None:
+        if self.optimizer is not None:
+            roast_optimizer(self.optimizer)
+        if self.optimizer_cls_and_kwargs is not None:
+            raise ValueError(
+                "optimizer_cls_and_kwargs: RoastTrainer makes its own optimizer; pass roast=RoastConfig(...)"
+            )
+        if self.args.optim not in _ADAMW_NAMES:
+            raise ValueError(f"optim={self.args.optim!r}: RoastTrainer makes its own optimizer; leave optim out")
+        if self.args.n_gpu > 1:
+            raise ValueError("RoastTrainer does not support DataParallel: launch one process per GPU with torchrun")
+        fsdp_version = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 2) if self.is_fsdp_enabled else 2
+        if self.is_deepspeed_enabled or fsdp_version != 2:
+            kind = "DeepSpeed" if self.is_deepspeed_enabled else f"fsdp_version={fsdp_version}"
+            raise ValueError(f"{kind} flattens the parameters; use fsdp with fsdp_config={{'fsdp_version': 2}}")
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Make the optimizer, unless there is one, and the adversary, while the model is neither wrapped nor compiled."""
+        model = self.model if model is None else model
+        if self.optimizer is None:
+            self.optimizer = self.roast.make_optimizer(model, self.args)
+        if self.adversary is None or unwrapped(self.adversary.model) is not unwrapped(model):
+            self.adversary = self.roast.make_adversary(model)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective in training mode, otherwise the Trainer's loss."""
+        if self.adversary is None or not (model.training and torch.is_grad_enabled()):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.adversary.model = model
+        if self.compute_loss_func is None and self.label_smoother is None:
+            return super().compute_loss(self.adversary, inputs, return_outputs, num_items_in_batch)
+
+        self.adversary.loss_fn = partial(self._given_loss, num_items_in_batch=num_items_in_batch)
+        if num_items_in_batch is not None:
+            # The loss is then a sum, over the items of all accumulated micro-batches; the adversary's consistency loss
+            # is a mean over this micro-batch.
+            self._consistency_share = (inputs["labels"] != IGNORED_LABEL).sum() / num_items_in_batch
+            self.adversary.consistency_weight = self.roast.consistency_weight * self._consistency_share
+            if self.model_accepts_loss_kwargs:
+                inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
+        outputs = self.adversary(**inputs)
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, outputs) if return_outputs else loss
+
+    def _given_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """The loss of ``compute_loss_func`` or ``label_smoothing_factor``, as the Trainer computes it."""
+        if self.compute_loss_func is not None:
+            return self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        model = unwrapped(self.model)
+        predicts_next = model.can_generate() and not model.config.is_encoder_decoder
+        return self.label_smoother(outputs, labels, shift_labels=predicts_next, num_items_in_batch=num_items_in_batch)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """The Trainer's step; keeps the parts of the loss for the logs."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        assert self.adversary is not None
+        weights = {
+            "task": self.roast.clean_weight,
+            "adversarial": self.roast.adversarial_weight,
+            "consistency": self.roast.consistency_weight,
+        }
+        parts = {name: part.float() for name, part in self.adversary.last_losses.items()}
+        parts["consistency"] = parts["consistency"] * self._consistency_share
+        # The Trainer has scaled the objective for accumulation and processes, each of its versions in its own way.
+        objective = sum(weights[name] * part for name, part in parts.items())
+        scale = torch.where(objective == 0, 1.0, loss / objective)
+        if not self._loss_sums:
+            self._first_summed_step = self.state.global_step
+        for name, part in parts.items():
+            scaled = torch.where(loss.isfinite(), part * scale, 0.0)
+            self._loss_sums[name] = self._loss_sums.get(name, 0.0) + scaled
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the parts of the training loss where it is logged."""
+        if "loss" in logs and self._loss_sums:
+            steps = self.state.global_step - self._first_summed_step
+            for name, total in self._loss_sums.items():
+                logs[f"{name}_loss"] = self.accelerator.gather(total).mean().item() / steps
+            self._loss_sums = {}
+            if self.adversary is not None and self.adversary.nonfinite_samples:
+                logs["nonfinite_samples"] = self.adversary.nonfinite_samples
+        super().log(logs, *args, **kwargs)

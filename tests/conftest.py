@@ -1,0 +1,35 @@
+"""What the tests of optimizer and kernels share: the backends to test, and the vectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from roast_optim.kernels.backend import BACKEND_NAMES, load_backend
+
+
+def can_run(name: str) -> bool:
+    """Whether a backend can run parameters on the CPU here."""
+    backend = load_backend(name)
+    return backend.unavailable() is None and backend.supports(torch.device("cpu"))
+
+
+RUNNABLE_BACKENDS = [name for name in BACKEND_NAMES if can_run(name)]
+
+
+@pytest.fixture(params=RUNNABLE_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that can run on the CPU here; test_optimizer_backends.py accounts for all others."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Callable[[str], Any]:
+    """Reads a file of tests/vectors by its name without ending."""
+    return lambda name: json.loads((Path(__file__).parent / "vectors" / f"{name}.json").read_text())

@@ -1,0 +1,62 @@
+"""Every backend of the table is tested, or says why it cannot run; what is asked for, and what auto takes."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from roast_optim import RoastAdamW
+from roast_optim.kernels.backend import BACKEND_NAMES, load_backend
+from tests.conftest import RUNNABLE_BACKENDS
+
+
+def parameter() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(3))
+
+
+def test_the_table_holds_the_backends_of_the_contract() -> None:
+    assert set(BACKEND_NAMES) == {"triton", "native", "reference"}
+    assert "reference" in RUNNABLE_BACKENDS
+
+
+@pytest.mark.parametrize("name", BACKEND_NAMES)
+def test_every_backend_is_tested_here_or_says_why_it_cannot_run(name: str) -> None:
+    if name in RUNNABLE_BACKENDS:
+        assert RoastAdamW([parameter()], backend=name).backend == name
+    else:
+        with pytest.raises(ValueError, match=rf"backend='{name}' cannot run .+"):
+            RoastAdamW([parameter()], backend=name)
+
+
+def test_asking_for_an_unavailable_backend_raises_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_backend("native"), "unavailable", lambda: "the extension was not built; install gcc")
+    with pytest.raises(ValueError, match=r"backend='native'.*the extension was not built; install gcc"):
+        RoastAdamW([parameter()], backend="native")
+
+
+def test_auto_falls_back_with_one_warning_that_says_why_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_backend("native"), "unavailable", lambda: "the extension was not built; install gcc")
+
+    def train() -> RoastAdamW:
+        optimizer = RoastAdamW([{"params": [parameter()]}, {"params": [parameter()]}])
+        for _ in range(3):
+            for group in optimizer.param_groups:
+                group["params"][0].grad = torch.ones(3)
+            optimizer.step()
+        optimizer.refresh()
+        return optimizer
+
+    with pytest.warns(UserWarning, match=r"reference.*the extension was not built; install gcc") as caught:
+        optimizer = train()
+    assert len(caught) == 1
+    assert optimizer.backend == "auto"
+
+
+def test_the_reference_can_be_asked_for_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = RoastAdamW([parameter()], backend="reference")
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+        optimizer.step()

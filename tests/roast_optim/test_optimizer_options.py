@@ -1,0 +1,135 @@
+"""Options: ranges, defaults, groups; every error names the argument and the value and says what would be right."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from roast_optim import RoastAdamW
+from tests.roast_optim.comparison import Pair
+
+NAN, INF = float("nan"), float("inf")
+
+BAD_GROUP_OPTIONS = [
+    ("alpha", -0.1, r"\[0, 1\]"),
+    ("alpha", 1.1, r"\[0, 1\]"),
+    ("alpha", NAN, r"\[0, 1\]"),
+    ("beta", 0.0, "positive"),
+    ("beta", -1.0, "positive"),
+    ("beta", NAN, "positive"),
+    ("beta", INF, "positive"),
+    ("lr", -1e-3, "negative"),
+    ("lr", NAN, "negative"),
+    ("betas", (1.0, 0.9), r"\[0, 1\)"),
+    ("betas", (0.9, -0.1), r"\[0, 1\)"),
+    ("eps", -1e-8, "negative"),
+    ("weight_decay", -0.1, "negative"),
+    ("seed", -1, r"2\*\*64"),
+    ("seed", 2**64, r"2\*\*64"),
+    ("seed", 1.5, "integer"),
+]
+BAD_OPTIONS = [
+    ("refresh_every", 0, "at least 1"),
+    ("refresh_every", -5, "at least 1"),
+    ("refresh_every", 1.5, "at least 1"),
+    ("importance_every", 0, "at least 1"),
+    ("mask_schedule", "epoch", "'step', 'refresh'"),
+    ("importance", "fisher", "'gradient', 'random', 'magnitude'"),
+    ("state_dtype", torch.int32, "floating"),
+    ("backend", "cuda", "'auto', 'triton', 'native', 'reference'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "cure"), BAD_GROUP_OPTIONS + BAD_OPTIONS, ids=str)
+def test_an_option_out_of_range_is_refused(name: str, value: Any, cure: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}={re.escape(repr(value))}.*{cure}"):
+        RoastAdamW([torch.nn.Parameter(torch.ones(2))], **{"backend": "reference", name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "cure"), BAD_GROUP_OPTIONS, ids=str)
+def test_a_group_option_out_of_range_is_refused_and_leaves_the_optimizer_as_it_was(
+    name: str, value: Any, cure: str
+) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    with pytest.raises(ValueError, match=f"{name}={re.escape(repr(value))}.*{cure}"):
+        RoastAdamW([{"params": parameters, name: value}], backend="reference")
+    optimizer = RoastAdamW(parameters[:1], backend="reference")
+    with pytest.raises(ValueError, match=f"{name}={re.escape(repr(value))}.*{cure}"):
+        optimizer.add_param_group({"params": parameters[1:], name: value})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": parameters[1:]})  # it may be added once it is right
+    assert len(optimizer.param_groups) == 2
+
+
+def test_importance_every_beyond_refresh_every_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"importance_every=4.*refresh_every.*3"):
+        RoastAdamW([torch.nn.Parameter(torch.ones(2))], importance_every=4, refresh_every=3, backend="reference")
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 1e-6), (1.0, 1e6), (0, 1)])
+def test_limits_of_alpha_and_beta_are_legal(alpha: float, beta: float, backend: str) -> None:
+    pair = Pair([[(50,)]], backend=backend, betas=(0.0, 0.9), alpha=alpha, beta=beta, refresh_every=1)
+    for _ in range(3):
+        pair.step()
+        pair.assert_same_masks()
+    pair.assert_close()
+
+
+def test_no_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="empty parameter list"):
+        RoastAdamW([], backend="reference")
+
+
+def test_signature_and_defaults_are_those_of_the_contract() -> None:
+    parameters = inspect.signature(RoastAdamW).parameters
+    expected = {
+        "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False, "alpha": 0.9,
+        "beta": 10.0, "refresh_every": None, "mask_schedule": "step", "rescale": True, "selective": True,
+        "importance": "gradient", "importance_every": 1, "seed": 0, "state_dtype": None, "backend": "auto",
+        "maximize": False, "capturable": False,
+    }  # fmt: skip
+    assert {name: parameters[name].default for name in expected} == expected
+    positional = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == ["params", "lr", "betas", "eps", "weight_decay", "amsgrad"]
+
+
+def test_groups_hold_the_options_and_counters_of_the_contract() -> None:
+    optimizer = RoastAdamW(
+        [{"params": [torch.nn.Parameter(torch.ones(2))], "alpha": 0.5, "selective": False}], seed=7, backend="reference"
+    )
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in ("alpha", "beta", "selective", "seed", "refreshes", "steps_since_refresh")} == {
+        "alpha": 0.5, "beta": 10.0, "selective": False, "seed": 7, "refreshes": 0, "steps_since_refresh": 0,
+    }  # fmt: skip
+    assert optimizer.backend == "reference"
+    assert "backend" not in group
+
+
+def test_a_scheduler_may_change_alpha_between_steps(backend: str) -> None:
+    pair = Pair([[(40, 5)]], backend=backend, betas=(0.0, 0.9), refresh_every=1)
+    for alpha in (0.9, 0.5, 0.1):
+        pair.optimizer.param_groups[0]["alpha"] = pair.oracle.groups[0].alpha = alpha
+        pair.step()
+        pair.assert_same_masks()
+
+
+def test_capturable_gives_the_same_masks_and_the_same_values_up_to_rounding() -> None:
+    """On the CPU it only keeps the step count beside the parameter; torch's own AdamW would refuse."""
+    pair = Pair(
+        backend="reference",
+        dtype=torch.float32,
+        betas=(0.0, 0.9),
+        alpha=0.5,
+        beta=2.0,
+        refresh_every=3,
+        capturable=True,
+    )
+    for _ in range(8):
+        pair.step()
+        pair.assert_same_selection()
+        pair.assert_same_masks()
+    pair.assert_close()

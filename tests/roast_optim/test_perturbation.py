@@ -1,0 +1,125 @@
+"""A step along the gradient, token by token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from roast_optim.perturbation import NORMS, perturbation, token_mask
+
+norms = pytest.mark.parametrize("norm", NORMS)
+
+
+def some_gradient(seed: int = 0) -> Tensor:
+    return torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def length(step: Tensor, norm: str) -> Tensor:
+    return step.norm(dim=-1) if norm == "l2" else step.abs().amax(-1)
+
+
+@norms
+@pytest.mark.parametrize("step_size", [0.1, 3.0])
+def test_every_token_moves_by_the_step_size_uphill(norm: str, step_size: float) -> None:
+    gradient = some_gradient()
+    step, nonfinite = perturbation(gradient, step_size, norm)
+    torch.testing.assert_close(length(step, norm), torch.full((3, 4), step_size))
+    assert ((step * gradient).sum(-1) > 0).all()
+    assert nonfinite == 0
+    if norm == "sign":
+        assert torch.equal(step, step_size * gradient.sign())
+    else:
+        torch.testing.assert_close(torch.cosine_similarity(step, gradient, dim=-1), torch.ones(3, 4))
+
+
+@norms
+@given(exponent=st.integers(-120, 120))
+def test_the_scale_of_the_gradient_does_not_matter(norm: str, exponent: int) -> None:
+    gradient = some_gradient()
+    step, _ = perturbation(gradient * 2.0**exponent, 0.1, norm)
+    assert torch.equal(step, perturbation(gradient, 0.1, norm)[0])
+
+
+@norms
+@pytest.mark.parametrize("value", [1e-45, 1e-38, 3e38])
+def test_the_smallest_and_largest_gradients_count(norm: str, value: float) -> None:
+    gradient = torch.tensor([[[value, 0.0], [0.0, -value]]])
+    step, nonfinite = perturbation(gradient, 0.5, norm)
+    assert torch.equal(step, torch.tensor([[[0.5, 0.0], [0.0, -0.5]]]))
+    assert nonfinite == 0
+
+
+@norms
+def test_a_token_without_gradient_does_not_move(norm: str) -> None:
+    gradient = some_gradient()
+    gradient[1, 2] = 0.0
+    step, _ = perturbation(gradient, 0.1, norm)
+    assert not step[1, 2].any()
+    assert length(step, norm).count_nonzero() == 11
+
+
+@norms
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("sample_dim", [0, 1])
+def test_a_sample_with_a_value_that_is_not_finite_does_not_move_and_is_counted(
+    norm: str, value: float, sample_dim: int
+) -> None:
+    gradient = some_gradient().movedim(0, sample_dim).contiguous()
+    gradient.select(sample_dim, 1)[2, 3] = value
+    step, nonfinite = perturbation(gradient, 0.1, norm, sample_dim=sample_dim)
+    assert nonfinite == 1
+    assert length(step, norm).movedim(sample_dim, 0).count_nonzero(1).tolist() == [4, 0, 4]
+    assert step.isfinite().all()
+
+
+@norms
+def test_tokens_outside_the_mask_do_not_move(norm: str) -> None:
+    tokens = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    step, _ = perturbation(some_gradient(), 0.1, norm, tokens=tokens)
+    assert torch.equal(length(step, norm) > 0, tokens)
+
+
+def test_a_step_of_zero_is_zero() -> None:
+    assert not perturbation(some_gradient(), 0.0, "linf")[0].any()
+
+
+def test_rows_of_two_dimensions_are_samples() -> None:
+    gradient = torch.tensor([[1.0, 2.0], [float("nan"), 0.0]])
+    step, nonfinite = perturbation(gradient, 1.0, "linf")
+    assert step.tolist() == [[0.5, 1.0], [0.0, 0.0]]
+    assert nonfinite == 1
+
+
+MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+@pytest.mark.parametrize("expected_layout", [False, True])
+def test_the_shape_tells_the_layout(dtype: torch.dtype, expected_layout: bool) -> None:
+    mask, tokens_first = token_mask(MASK.to(dtype), torch.Size([2, 3, 5]), expected_layout)
+    assert not tokens_first
+    assert torch.equal(mask, MASK.bool())
+    mask, tokens_first = token_mask(MASK.to(dtype), torch.Size([3, 2, 5]), expected_layout)
+    assert tokens_first
+    assert torch.equal(mask, MASK.T.bool())
+
+
+@pytest.mark.parametrize("expected_layout", [False, True])
+def test_a_square_mask_has_the_layout_that_is_expected(expected_layout: bool) -> None:
+    square = torch.tensor([[1, 1], [1, 0]]).triu()
+    mask, tokens_first = token_mask(square, torch.Size([2, 2, 5]), expected_layout)
+    assert tokens_first == expected_layout
+    assert torch.equal(mask, (square.T if expected_layout else square).bool())
+
+
+def test_several_sequences_per_sample_are_flattened() -> None:
+    mask, _ = token_mask(MASK.view(1, 2, 3), torch.Size([2, 3, 5]), False)
+    assert torch.equal(mask, MASK.bool())
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention_mask of shape \(2, 3\).*\(2, 4, 5\).*\[batch, tokens\]"):
+        token_mask(MASK, torch.Size([2, 4, 5]), False)

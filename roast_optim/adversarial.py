@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .data_parallel import call_as_one_forward_pass
 from .embedding_block import find_embedding_output, is_sharded, unwrapped
 from .embedding_hook import EmbeddingHook, ForwardPass
 from .losses import consistency_loss
@@ -44,8 +46,8 @@ class AdversarialEmbedding:
       or ``problem_type="regression"`` in its config, it is the mean squared error, for
       ``problem_type="multi_label_classification"`` the KL of independent binary labels. If the model divides its loss
       by ``num_items_in_batch``, which transformers' Trainer passes, the consistency loss is divided likewise.
-    - Distribution: pass the DistributedDataParallel wrapper, or set ``adversary.model`` to it. The second pass goes to
-      the module inside, so that the gradients are reduced once.
+    - Distribution: pass the DistributedDataParallel wrapper, or set ``adversary.model`` to it; it sees both passes as
+      one, and reduces the gradients once.
     - torch.compile: make the AdversarialEmbedding first, then call ``model.compile()``. The compiled code is in two
       parts, before and after the embedding (no ``fullgraph=True``).
     - Gradient checkpointing must be the non-reentrant one (``use_reentrant=False``).
@@ -64,7 +66,7 @@ class AdversarialEmbedding:
         gradient: "exact": both predictions of the consistency loss are differentiated; forward and backward cost about
             7/3 of the model's. "fast": p is a constant, so that one backward of the clean pass serves both d and the
             update (6/3). Its gradients are held until the loss is backpropagated, in the memory of one more set of
-            gradients; of the returned output only the loss can be backpropagated. Not for sharded models.
+            gradients. All of the output but the loss is detached. Not for sharded models.
         loss_fn: ``loss_fn(output, labels)`` with the model's output and the ``labels=`` of the call, which are then
             not passed to the model. None: the model computes its loss.
         start_noise: if not 0, d is taken in a pass of its own, at ``e + start_noise * U(0, 1)``, as in the authors'
@@ -80,7 +82,8 @@ class AdversarialEmbedding:
         ValueError: an argument is out of range; the model has no embeddings or is compiled already. On a call in
             training mode: no labels, no scalar loss or no logits in the output; a mask or labels that do not fit.
         RuntimeError: on a call in training mode: the embedding did not run exactly once, or the loss does not depend on
-            it; the model uses reentrant checkpointing; with ``gradient="fast"``, it is sharded.
+            it; the model uses reentrant checkpointing; with ``gradient="fast"``, it is sharded or its parameters have
+            hooks.
     """
 
     def __init__(
@@ -146,22 +149,28 @@ class AdversarialEmbedding:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output; in training mode its loss is the whole objective."""
-        model = unwrapped(self.model)
-        labels = kwargs.pop("labels", None) if self.loss_fn else argument(model, "labels", args, kwargs)
-        if not (model.training and torch.is_grad_enabled()):
+        labels = kwargs.pop("labels", None) if self.loss_fn else None
+        if not (unwrapped(self.model).training and torch.is_grad_enabled()):
             return self.model(*args, **kwargs)
         try:
-            return self._train(_Call(model, args, kwargs, labels))
+            self._hook.attach()
+            if isinstance(self.model, nn.parallel.DistributedDataParallel):
+                objective = partial(self._objective, self.model.module, labels)
+                return call_as_one_forward_pass(self.model, objective, args, kwargs)
+            return self._objective(self.model, labels, *args, **kwargs)
         except BaseException:
             self._hook.remove()
             raise
 
-    def _train(self, call: _Call) -> Any:
-        if self.loss_fn is not None and call.labels is None:
+    def _objective(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Both passes of a model; ``labels`` are those of ``loss_fn``."""
+        call = _Call(model, args, kwargs, labels)
+        if self.loss_fn is None:
+            call.labels = call.argument("labels")
+        elif labels is None:
             raise ValueError("labels=None: loss_fn needs labels= in training mode; pass them, or call model.eval()")
-        self._hook.attach()
         call.watch_num_items()
-        clean = self._forward(ForwardPass(), call, self.model)
+        clean = self._forward(ForwardPass(), call)
         gradient = self._embedding_gradient(clean, call)
         adversarial = self._forward(ForwardPass(clean.embeddings, self._perturbation(gradient, call)), call)
         self._hook.keep(adversarial.forward_pass, adversarial.loss)
@@ -169,7 +178,7 @@ class AdversarialEmbedding:
             clean.logits,
             adversarial.logits,
             call.labels,
-            problem_type=getattr(getattr(call.model, "config", None), "problem_type", None),
+            problem_type=getattr(call.config, "problem_type", None),
             labels_are_shifted=self._labels_are_shifted(call),
             num_items=call.loss_divisor,
         )
@@ -185,17 +194,12 @@ class AdversarialEmbedding:
         )
         return with_loss(clean.output, objective, loss_is_new=self.loss_fn is not None)
 
-    def _forward(self, forward_pass: ForwardPass, call: _Call, model: nn.Module | None = None) -> _Result:
-        """Run the model; a second pass goes to the module inside DistributedDataParallel."""
-        if model is None:
-            model = self.model
-            if isinstance(model, nn.parallel.DistributedDataParallel):
-                model = model.module
+    def _forward(self, forward_pass: ForwardPass, call: _Call) -> _Result:
         kwargs = call.kwargs
         with self._hook.running(forward_pass):
             if self._answers_inputs_embeds(call):
                 kwargs = {**kwargs, "inputs_embeds": forward_pass.answer(kwargs["inputs_embeds"], "inputs_embeds")}
-            output = model(*call.args, **kwargs)
+            output = call.model(*call.args, **kwargs)
         loss, logits = loss_and_logits(output, call.labels, self.loss_fn)
         return _Result(forward_pass, output, loss, logits)
 
@@ -223,18 +227,25 @@ class AdversarialEmbedding:
         if fast:
             clean.loss = replay(clean.loss, held, gradients[len(watched) :])
             clean.logits = clean.logits.detach()
+            # The graph is gone, and must not be entered by way of the output, as DistributedDataParallel would do.
+            clean.output = tree_map_only(Tensor, Tensor.detach, clean.output)
         return gradient
 
     def _trainable_tensors(self, call: _Call) -> list[Tensor]:
         """Everything that the clean pass has gradients for: parameters, and inputs that require one."""
-        if any(is_sharded(module) for module in self.model.modules()):
+        if any(is_sharded(module) for module in call.model.modules()):
             raise RuntimeError('gradient="fast" cannot hold the gradients of a sharded model; use gradient="exact"')
-        tensors = [*self.model.parameters(), *tree_leaves((call.args, call.kwargs))]
-        return [
+        tensors = [
             tensor
-            for tensor in tensors
+            for tensor in (*call.model.parameters(), *tree_leaves((call.args, call.kwargs)))
             if isinstance(tensor, Tensor) and tensor.requires_grad and tensor is not call.num_items
         ]
+        if any(tensor._backward_hooks for tensor in tensors):
+            raise RuntimeError(
+                'gradient="fast" would run hooks registered with a parameter or input twice, on its gradient and when '
+                'that is handed on; use gradient="exact", or register_post_accumulate_grad_hook'
+            )
+        return tensors
 
     def _noise_like(self, embeddings: Tensor) -> Tensor:
         """A leaf of uniform noise, drawn from a generator of its own."""
@@ -262,14 +273,14 @@ class AdversarialEmbedding:
 
     def _labels_are_shifted(self, call: _Call) -> bool:
         """Does the prediction at a token belong to the label of the next one?"""
-        can_generate = getattr(call.model, "can_generate", None)
-        is_encoder_decoder = getattr(getattr(call.model, "config", None), "is_encoder_decoder", False)
+        can_generate = getattr(unwrapped(call.model), "can_generate", None)
+        is_encoder_decoder = getattr(call.config, "is_encoder_decoder", False)
         return self.loss_fn is None and can_generate is not None and can_generate() and not is_encoder_decoder
 
 
 @dataclass
 class _Call:
-    """What the adversary was called with; ``model`` is without wrappers."""
+    """What the adversary was called with, and the model to run."""
 
     model: nn.Module
     args: tuple[Any, ...]
@@ -278,8 +289,12 @@ class _Call:
     num_items: Tensor | None = None
     loss_divisor: Tensor | None = None
 
+    @property
+    def config(self) -> Any:
+        return getattr(unwrapped(self.model), "config", None)
+
     def argument(self, name: str) -> Any:
-        return argument(self.model, name, self.args, self.kwargs)
+        return argument(unwrapped(self.model), name, self.args, self.kwargs)
 
     def watch_num_items(self) -> None:
         """Make ``num_items_in_batch`` a leaf: many models take it, and divide their loss by it or do not."""

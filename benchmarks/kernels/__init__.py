@@ -5,5 +5,6 @@
 
 Data flows one way:
 
-    workloads -> contestants -> pairs (in turn, in pytest-benchmark's rounds) -> JSON -> report (targets) -> table, chart
+    workloads -> contestants -> pairs (in turn, inside pytest-benchmark's rounds) -> JSON
+    JSON -> report (with targets and chart) -> results/
 """

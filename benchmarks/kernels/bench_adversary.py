@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_forward_and_backward(row: Row, compare: Compare, device: torch.device, 
 def test_perturbation(row: Row, compare: Compare, device: torch.device, tiny: bool, backend: str) -> None:
     row("perturbed embedding, 32 x 512 x 768", backend, cannot_run(backend, device))
     shape = (2, 8, 16) if tiny else (32, 512, 768)
-    embedding, gradient = torch.randn(2, *shape, device=device)
+    embedding, gradient = torch.randn(shape, device=device), torch.randn(shape, device=device)
     tokens = torch.arange(shape[1], device=device) < torch.randint(1, shape[1] + 1, (shape[0], 1), device=device)
 
     def straightforward() -> Tensor:
@@ -55,8 +55,8 @@ def test_perturbation(row: Row, compare: Compare, device: torch.device, tiny: bo
     def reference() -> Tensor:
         return embedding + perturbation(gradient, STEP_SIZE, "linf", tokens=tokens)[0]
 
-    def kernel() -> Tensor:
-        return triton.perturbed_embedding(embedding, gradient, STEP_SIZE, "linf", tokens=tokens)[0]
+    def kernel() -> object:
+        return triton.perturbed_embedding(embedding, gradient, STEP_SIZE, "linf", tokens=tokens)
 
     moved = 3 * embedding.nbytes + tokens.nbytes
     candidate = Contestant(backend, kernel if backend == "triton" else reference, bytes_moved=moved)
@@ -75,7 +75,8 @@ def test_symmetric_kl(row: Row, compare: Compare, device: torch.device, tiny: bo
         return there + F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 
     def kernel(p: Tensor, q: Tensor) -> Tensor:
-        return triton.symmetric_kl_rows(p, q).mean()
+        rows: Tensor = triton.symmetric_kl_rows(p, q)
+        return rows.mean()
 
     def differentiated(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(loss(*logits), logits)
@@ -97,12 +98,12 @@ def training_step(call: Callable[..., Any], model: nn.Module, batch: dict[str, T
 
 def minilm(tiny: bool) -> Any:
     """all-MiniLM-L6-v2 with a classification head, in training mode; 22.7M parameters."""
-    path = str(locate(MINILM))
+    path, models = str(locate(MINILM)), cast(Any, AutoModelForSequenceClassification)
     if tiny:
         config = AutoConfig.from_pretrained(path, num_hidden_layers=1, hidden_size=24, intermediate_size=48)
-        return AutoModelForSequenceClassification.from_config(config).train()
+        return models.from_config(config).train()
     with quiet_transformers():
-        return AutoModelForSequenceClassification.from_pretrained(path).train()
+        return models.from_pretrained(path).train()
 
 
 def token_batch(vocabulary: int, device: torch.device) -> dict[str, Tensor]:

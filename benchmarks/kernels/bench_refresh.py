@@ -48,7 +48,8 @@ def test_double_argsort(
 
 def squared_gradients(optimizer: RoastAdamW) -> list[Tensor]:
     """Importance after one step, in the order of the optimizer's state."""
-    return [parameter.grad.square() for parameter in optimizer.state]
+    gradients = [parameter.grad for parameter in optimizer.state]
+    return [gradient.square() for gradient in gradients if gradient is not None]
 
 
 def refreshes(optimizer: RoastAdamW, scores: list[Tensor], backend: str) -> Contestant:

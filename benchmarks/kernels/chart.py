@@ -22,8 +22,8 @@ def draw_chart(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             panel.setdefault(row["candidate"], row["opponents"][BASELINE]["ratio"])
     figure = Figure(figsize=(9, 0.6 + sum(0.8 + 0.3 * len(bars) for bars in panels.values())), layout="constrained")
     heights = [2 + len(bars) for bars in panels.values()]
-    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0] if panels else []
-    for panel_axes, (title, bars) in zip(axes, panels.items(), strict=True):
+    axes = figure.subplots(max(len(panels), 1), 1, squeeze=False, sharex=True, height_ratios=heights or None)[:, 0]
+    for panel_axes, (title, bars) in zip(axes, panels.items(), strict=False):
         draw_panel(panel_axes, title, bars)
     figure.supxlabel(f"time of a step / {BASELINE} (shorter is better)")
     figure.savefig(path, dpi=150)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
-import cpuinfo
 import pytest
 import torch
 
@@ -27,7 +27,7 @@ class Compare(Protocol):
     """Fill the row with times."""
 
     def __call__(
-        self, candidate: Contestant, opponents: Sequence[Contestant], *, seconds: float = 6.0, once: bool = False
+        self, candidate: Contestant, opponents: Sequence[Contestant], *, seconds: float = 4.0, once: bool = False
     ) -> None:
         """See :func:`.pairs.compare`."""
 
@@ -70,18 +70,20 @@ def row(benchmark: Benchmark, device: torch.device) -> Row:
 @pytest.fixture
 def compare(benchmark: Benchmark, device: torch.device, tiny: bool) -> Compare:
     def fill(
-        candidate: Contestant, opponents: Sequence[Contestant], *, seconds: float = 6.0, once: bool = False
+        candidate: Contestant, opponents: Sequence[Contestant], *, seconds: float = 4.0, once: bool = False
     ) -> None:
         pairs.compare(benchmark, candidate, opponents, device, seconds=0.0 if tiny else seconds, once=once)
 
     return fill
 
 
-def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
-    """What figures depend on; nothing that names the machine."""
-    return {
-        "cpu": cpuinfo.get_cpu_info().get("brand_raw", platform.processor()),
-        "cores": torch.multiprocessing.cpu_count(),
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Keep what figures depend on, and nothing that names the machine."""
+    processor = machine_info["cpu"].get("brand_raw", platform.processor())
+    machine_info.clear()
+    machine_info |= {
+        "cpu": processor,
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",

@@ -104,8 +104,9 @@ def step_bytes(optimizer: Optimizer) -> float:
     """Bytes that a step has to read and write: parameter and moments both, gradient and rank code are read only."""
     moved = 0.0
     for parameter, state in optimizer.state.items():
-        moved += 2 * (parameter.nbytes + state["exp_avg"].nbytes + state["exp_avg_sq"].nbytes) + parameter.grad.nbytes
-        moved += state["rank_code"].nbytes if "rank_code" in state else 0
+        read = [tensor for tensor in (parameter.grad, state.get("rank_code")) if tensor is not None]
+        both = [parameter, state["exp_avg"], state["exp_avg_sq"]]
+        moved += sum(tensor.nbytes for tensor in read) + 2 * sum(tensor.nbytes for tensor in both)
     return moved
 
 

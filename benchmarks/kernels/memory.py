@@ -25,8 +25,8 @@ CALLS = ("refresh", "step")
 def peak_extra_memory(run: Callable[[], object], device: torch.device) -> int:
     """Bytes that the process, or the GPU, holds at most during ``run`` beyond what it holds at its beginning.
 
-    On the CPU it is the resident set, which the kernel counts in pages and to within a few hundred kilobytes. Memory that
-    was freed before and not given back to the system hides what ``run`` takes: measure in a fresh process.
+    On the CPU it is the resident set, which Linux counts to within a few hundred kilobytes. Memory that was freed and
+    not given back to the system hides what ``run`` takes: measure in a fresh process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -57,7 +57,7 @@ def compare(
     opponents: Sequence[Contestant],
     device: torch.device,
     *,
-    seconds: float = 6.0,
+    seconds: float = 4.0,
     once: bool = False,
 ) -> None:
     """Time ``candidate`` and its opponents in turn and note the result in ``benchmark.extra_info``.
@@ -100,10 +100,8 @@ def compare(
     }
     if candidate.bytes_moved is not None:
         benchmark.extra_info["bytes_moved"] = candidate.bytes_moved
-        for opponent in opponents:
-            if opponent.name == COPY and opponent.bytes_moved is not None:
-                relative = benchmark.extra_info["opponents"][COPY]["ratio"] * opponent.bytes_moved
-                benchmark.extra_info["copy_share"] = candidate.bytes_moved / relative
+    if COPY in times:  # of as many bytes, in other words of the bandwidth
+        benchmark.extra_info["copy_share"] = 1 / benchmark.extra_info["opponents"][COPY]["ratio"]
 
 
 def against(own: Sequence[float], others: Sequence[float]) -> dict[str, float]:
@@ -143,8 +141,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def copy_like(candidate: Contestant, device: torch.device) -> Contestant:
-    """``Tensor.copy_`` that moves as many bytes as one call of ``candidate``: one half is read, the other is written."""
+    """``Tensor.copy_`` that moves as many bytes as one call of ``candidate``: half of them read, half written."""
     assert candidate.bytes_moved is not None, f"it is not known how many bytes {candidate.name!r} moves"
     source = torch.ones(max(int(candidate.bytes_moved) // 8, 1), device=device)
     target = torch.zeros_like(source)
-    return Contestant(COPY, lambda: target.copy_(source), bytes_moved=2.0 * source.nbytes)
+    return Contestant(COPY, lambda: target.copy_(source), bytes_moved=candidate.bytes_moved)

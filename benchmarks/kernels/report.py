@@ -23,9 +23,10 @@ Row = dict[str, Any]  # what a benchmark noted in its extra_info; see pairs.comp
 
 _NOTES = """\
 Everything is measured in turn, A B A B ..., in one process; a ratio is the median over the turns, in brackets its
-quartiles. *Bytes* are those of the tensors that one call has to read plus those that it has to write, *of copy* is the share
-of the bandwidth that `Tensor.copy_` of as many bytes reached in the same turns. It can exceed 100%: a copy also fetches
-the memory that it overwrites, which is not counted. *Extra memory* is the peak during one call beyond what was there before.
+quartiles. *Bytes* are those of the tensors that one call has to read plus those that it has to write; *of copy* is the
+share of the bandwidth that `Tensor.copy_` of as many bytes reached in the same turns. It can exceed 100%: a copy also
+fetches the memory that it overwrites, which is not counted. *Extra memory* is the peak during one call beyond what was
+there before.
 """
 
 
@@ -121,8 +122,8 @@ def reasons_of(rows: Sequence[Row]) -> dict[str, str]:
 
 def machine_line(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
-    gpu = f"; {machine['gpu']}" if machine["gpu"] else ""
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads{gpu}; {machine['system']}; {versions}."
+    devices = [f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads", machine["gpu"]]
+    return "; ".join(part for part in (*devices, machine["system"], versions) if part)
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-Shapes = Sequence[tuple[int, ...]]
+Shapes = list[tuple[int, ...]]
 
 
 def bert_shapes(layers: int, hidden: int, vocabulary: int, positions: int = 512) -> Shapes:
@@ -17,8 +17,8 @@ def bert_shapes(layers: int, hidden: int, vocabulary: int, positions: int = 512)
     def linear(inputs: int, outputs: int) -> Shapes:
         return [(outputs, inputs), (outputs,)]
 
-    norm = [(hidden,), (hidden,)]
-    embeddings = [(vocabulary, hidden), (positions, hidden), (2, hidden), *norm]
+    norm: Shapes = [(hidden,), (hidden,)]
+    embeddings: Shapes = [(vocabulary, hidden), (positions, hidden), (2, hidden), *norm]
     attention = [*linear(hidden, hidden) * 4, *norm]
     feed_forward = [*linear(hidden, 4 * hidden), *linear(4 * hidden, hidden), *norm]
     return [*embeddings, *[*attention, *feed_forward] * layers, *linear(hidden, hidden)]

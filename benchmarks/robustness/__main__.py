@@ -38,15 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("\nStopped. Finished runs are kept; the same command goes on from there.")
+        console.print(f"\nStopped. Finished runs are kept in {RUNS}; without --restart they are not done again.")
         return INTERRUPTED
     return 0
 
 
 def report(settings: Settings, rows: Sequence[Row], console: Console) -> None:
     summaries = summarize(rows)
-    train_rows, epochs = rows[0]["train_rows"], rows[0]["epochs"]
-    title = f"{settings.task}, {Path(settings.model).name}, {train_rows} rows x {epochs} epochs, {settings.seeds} seeds"
+    amounts = f"rows: {rows[0]['train_rows']}, epochs: {rows[0]['epochs']}, seeds: {settings.seeds}"
+    title = f"{settings.task}, {Path(settings.model).name}; {amounts}"
     console.print(results_table(title, summaries))
     chosen = {**asdict(settings), "output": str(settings.output)}
     methods = {each.method: each.as_json() for each in summaries}
@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--preset", choices=PRESETS, help="a set of defaults")
+    add("--smoke", dest="preset", action="store_const", const="smoke", help="the same as --preset smoke")
     add("--task", choices=TASKS, help="what is classified")
     add("--methods", nargs="+", metavar="METHOD", help=f"any of: {', '.join(METHODS)}")
     add("--model", metavar="PATH_OR_HUB_ID", help=f"{MINILM} (a Python package), a folder, or a name on the hub")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -75,6 +76,11 @@ class Suite:
     validation: EvaluationSet
     in_distribution: EvaluationSet
     others: tuple[EvaluationSet, ...]
+
+    @cached_property
+    def training_words(self) -> frozenset[str]:
+        """The words of the training rows, lower-case."""
+        return frozenset(word for texts in texts_of(self.train) for text in texts for word in text.lower().split())
 
     def role(self, role: Role) -> list[EvaluationSet]:
         return [each for each in (self.validation, self.in_distribution, *self.others) if each.role == role]

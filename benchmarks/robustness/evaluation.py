@@ -11,6 +11,7 @@ from torch import Tensor
 from . import metrics
 from .attack import attack
 from .data import EvaluationSet, Role, Suite, labelled, sample
+from .groups import group_accuracies, worst
 from .models import Classifier
 from .progress import SILENT, Observer
 
@@ -36,11 +37,11 @@ def evaluate(classifier: Classifier, suite: Suite, attack_rows: int = 0, observe
     inside = classifier.predict(suite.in_distribution.texts())
     for each in labelled_sets:
         logits = inside if each is suite.in_distribution else classifier.predict(each.texts())
-        per_set[each.name] = score(each, logits)
+        per_set[each.name] = score(suite, each, logits)
         observer.advance()
     if attack_rows:
         attacked = attacked_set(classifier, suite, attack_rows)
-        per_set[attacked.name] = score(attacked, classifier.predict(attacked.texts()))
+        per_set[attacked.name] = score(suite, attacked, classifier.predict(attacked.texts()))
         observer.advance()
     for each in anomaly_sets:
         outside = classifier.predict(each.texts())
@@ -56,9 +57,12 @@ def evaluate(classifier: Classifier, suite: Suite, attack_rows: int = 0, observe
     }
 
 
-def score(evaluation_set: EvaluationSet, logits: Tensor) -> dict[str, Any]:
-    """All scores of a labelled set: its role, rows, accuracy, both calibration errors, and its reliability bins."""
-    labels = metrics.scored_labels(logits, torch.tensor(evaluation_set.rows["label"][:]), evaluation_set.merged_labels)
+def score(suite: Suite, evaluation_set: EvaluationSet, logits: Tensor) -> dict[str, Any]:
+    """All scores of a labelled set: role, rows, accuracy, both calibration errors, reliability bins and groups."""
+    true_labels = evaluation_set.rows["label"][:]
+    labels = metrics.scored_labels(logits, torch.tensor(true_labels), evaluation_set.merged_labels)
+    right = (logits.argmax(-1) == labels).tolist()
+    groups = group_accuracies(suite.task, evaluation_set.texts(), true_labels, right, suite.training_words)
     return {
         "role": evaluation_set.role,
         "rows": len(labels),
@@ -66,6 +70,8 @@ def score(evaluation_set: EvaluationSet, logits: Tensor) -> dict[str, Any]:
         "ece": metrics.cross_validated_calibration_error(logits, labels),
         "ece_top_label": metrics.calibration_error(logits, labels),
         "reliability": metrics.reliability(logits, labels),
+        "groups": groups,
+        "worst_group": worst(groups),
     }
 
 

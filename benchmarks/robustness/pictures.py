@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG files."""
+"""Pictures of results, as PNG files. Each function says whether it had something to draw."""
 
 from __future__ import annotations
 
@@ -6,26 +6,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .files import atomic_write
 from .metrics import BINS
 from .runs import Row
+from .summary import Interval
 
 Bins = Mapping[str, numpy.ndarray]
+BLUE, RED = "#4878a8", "#d1495b"
 
 
-def reliability_diagram(path: Path, rows: Sequence[Row]) -> None:
-    """One panel per method: how often predictions of a confidence are right, over all labelled sets and all seeds."""
+def save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
+
+
+def reliability_diagram(path: Path, rows: Sequence[Row]) -> bool:
+    """One panel per method: how often predictions of a confidence are right.
+
+    The rows of all labelled sets and all seeds are pooled, and no temperature is applied; the calibration error of the
+    panel's title therefore differs from the table's.
+    """
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure = Figure(figsize=(3.6 * len(methods), 3.8), layout="constrained")
+    if not methods:
+        return False
+    figure = Figure(figsize=(3.6 * len(methods), 3.8))
     panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     for panel, method in zip(panels, methods, strict=True):
         draw_reliability(panel, method, pooled_bins([row for row in rows if row["method"] == method]))
     panels[0].set_ylabel("share of right predictions")
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    save(figure, path)
+    return True
 
 
 def pooled_bins(rows: Sequence[Row]) -> Bins:
@@ -40,10 +54,105 @@ def draw_reliability(panel: Axes, method: str, bins: Bins) -> None:
     confidence, right = bins["confidence"][filled] / count, bins["right"][filled] / count
     error = numpy.abs(confidence - right) @ count / count.sum()
     left = numpy.arange(BINS)[filled] / BINS
-    panel.bar(left, right, width=1 / BINS, align="edge", color="#4878a8", edgecolor="white", label="right")
-    panel.scatter(confidence, right, s=90 * numpy.sqrt(count / count.max()), color="#d1495b", zorder=3,
-                  label="mean confidence (size: rows)")  # fmt: skip
+    panel.bar(left, right, width=1 / BINS, align="edge", color=BLUE, edgecolor="white", label="right")
+    sizes = 90 * numpy.sqrt(count / count.max())
+    panel.scatter(confidence, right, s=sizes, color=RED, zorder=3, label="mean confidence (size: rows)")
     panel.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="calibrated")
     panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence")
-    panel.set_title(f"{method}: {100 * error:.1f}% off\n{100 * right @ count / count.sum():.1f}% right", fontsize=10)
+    panel.set_title(f"{method}: {100 * right @ count / count.sum():.1f}% right, ECE {100 * error:.1f}%", fontsize=10)
     panel.legend(fontsize=7, loc="upper left")
+
+
+def improvement_bars(path: Path, improvements: Mapping[str, Mapping[str, Interval | None]]) -> bool:
+    """Relative improvement over plain: a group of bars per perspective, a bar with its interval per method."""
+    if not improvements:
+        return False
+    titles = list(next(iter(improvements.values())))
+    figure = Figure(figsize=(max(6.0, 0.22 * len(titles) * len(improvements)), 4))
+    panel = figure.subplots()
+    width = 0.8 / len(improvements)
+    for number, (label, values) in enumerate(improvements.items()):
+        shown = [(place, each) for place, each in enumerate(values[title] for title in titles) if each is not None]
+        places = [place - 0.4 + (number + 0.5) * width for place, _ in shown]
+        panel.bar(places, [100 * each.value for _, each in shown], width, label=label, color=colour(number))
+        for place, (_, each) in zip(places, shown, strict=True):
+            if each.low is not None and each.high is not None:
+                panel.plot([place, place], [100 * each.low, 100 * each.high], color="black", linewidth=1)
+    panel.axhline(0, color="black", linewidth=0.8)
+    panel.set_xticks(range(len(titles)), titles)
+    panel.set_ylabel("relative improvement over plain (%)")
+    panel.legend(fontsize=7, ncols=2)
+    save(figure, path)
+    return True
+
+
+def set_bars(path: Path, accuracies: Mapping[str, Mapping[str, float]]) -> bool:
+    """Accuracy on each set: a group of bars per set, a bar per method."""
+    names = list(dict.fromkeys(name for values in accuracies.values() for name in values))
+    if not names:
+        return False
+    figure = Figure(figsize=(max(6.0, 0.14 * len(names) * len(accuracies)), 4))
+    panel = figure.subplots()
+    width = 0.8 / len(accuracies)
+    for number, (label, values) in enumerate(accuracies.items()):
+        places = [names.index(name) - 0.4 + (number + 0.5) * width for name in values]
+        panel.bar(places, [100 * value for value in values.values()], width, label=label, color=colour(number))
+    panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    least = min(value for values in accuracies.values() for value in values.values())
+    panel.set_ylim(max(0.0, 100 * least - 5), 100)
+    panel.set_ylabel("accuracy (%)")
+    panel.legend(fontsize=7, ncols=2)
+    save(figure, path)
+    return True
+
+
+def distance_curves(path: Path, runs: Mapping[str, Mapping[int, Row]]) -> bool:
+    """Distance from the pre-trained model after each epoch, a line per method: the mean over its seeds."""
+    measured = {
+        label: [row["trajectory"] for row in seeds.values() if row.get("trajectory")] for label, seeds in runs.items()
+    }
+    measured = {label: each for label, each in measured.items() if each}
+    if not measured:
+        return False
+    kinds = {"l2": "L2 distance", "share_moved": "share of elements moved", "cka": "CKA", "cosine": "cosine"}
+    figure = Figure(figsize=(3.2 * len(kinds), 3.2), layout="constrained")
+    for panel, (kind, title) in zip(figure.subplots(1, len(kinds)), kinds.items(), strict=True):
+        for number, (label, trajectories) in enumerate(measured.items()):
+            epochs = [point["epoch"] for point in trajectories[0]]
+            means = numpy.mean([[point[kind] for point in each] for each in trajectories], axis=0)
+            panel.plot(epochs, means, marker="o", markersize=3, label=label, color=colour(number))
+        panel.set(xlabel="epochs", title=title)
+    figure.axes[0].legend(fontsize=6)
+    save(figure, path)
+    return True
+
+
+def alpha_beta_map(path: Path, rows: Sequence[Row]) -> bool:
+    """Validation accuracy of RoAST over alpha and beta; of several runs of a pair the mean is shown."""
+    found: dict[tuple[float, float], list[float]] = {}
+    for row in rows:
+        if row["method"] == "roast":
+            found.setdefault((row["options"]["alpha"], row["options"]["beta"]), []).append(row["acc_in"])
+    alphas, betas = (sorted({pair[axis] for pair in found}) for axis in (0, 1))
+    if len(alphas) < 2 or len(betas) < 2:
+        return False
+    grid = numpy.full((len(alphas), len(betas)), numpy.nan)
+    for (alpha, beta), scores in found.items():
+        grid[alphas.index(alpha), betas.index(beta)] = 100 * numpy.mean(scores)
+    figure = Figure(figsize=(4, 3.4), layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(grid, cmap="viridis")
+    for (line, column), value in numpy.ndenumerate(grid):
+        if not numpy.isnan(value):
+            panel.text(column, line, f"{value:.1f}", ha="center", va="center", color="white")
+    panel.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+    panel.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+    panel.set(xlabel="beta", ylabel="alpha", title="RoAST: validation accuracy (%)")
+    figure.colorbar(image)
+    save(figure, path)
+    return True
+
+
+def colour(number: int) -> tuple[float, ...]:
+    """The colour of a method by its place."""
+    return tuple(colormaps["tab20"](number % 20))

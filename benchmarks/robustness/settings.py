@@ -55,6 +55,22 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "output": Path("build/demo"),
         "restart": True,
     },
+    # Every method once, to see that it runs; the scores mean nothing.
+    "smoke": {
+        "task": "sentiment",
+        "methods": tuple(METHODS),
+        "model": MINILM,
+        "data": "demo",
+        "purpose": "smoke",
+        "seeds": 1,
+        "epochs": 1,
+        "train_rows": 64,
+        "eval_rows": 32,
+        "attack_rows": 4,
+        "max_length": 64,
+        "output": Path("build/smoke"),
+        "restart": True,
+    },
 }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from .data import TASKS, Suite
+from .data import TASKS, Suite, sample, texts_of
+from .distance import DistanceFromPretrained
 from .evaluation import evaluate
 from .models import load_classifier
 from .progress import Observer, ProgressBar
@@ -21,6 +22,7 @@ from .sources import load_suite
 from .training import train
 
 RUNS = "runs.jsonl"
+COMPARED_ROWS = 64  # validation texts on which hidden states are compared with the pre-trained model's
 
 
 def run_study(settings: Settings, console: Console) -> list[Row]:
@@ -86,9 +88,16 @@ def planned(settings: Settings, suite: Suite, methods: list[MethodSettings]) -> 
 def run_once(settings: Settings, suite: Suite, method: MethodSettings, seed: int, observer: Observer) -> dict[str, Any]:
     """Train and evaluate one model: the scores and facts of a run beside its identity."""
     classifier = load_classifier(settings.model, suite.task, settings.max_length, seed)
-    seconds = train(classifier, method.create(suite.task), suite.train, method.recipe, seed, observer)
+    distance = DistanceFromPretrained(classifier, texts_of(sample(suite.validation.rows, COMPARED_ROWS)))
+    trajectory: list[dict[str, float]] = []
+    seconds = train(
+        classifier, method.create(suite.task), suite.train, method.recipe, seed, observer,
+        after_epoch=lambda epochs: trajectory.append({"epoch": epochs, **distance.measure()}),
+    )  # fmt: skip
     scores = evaluate(classifier, suite, settings.attack_rows, observer)
-    return {**scores, "seconds": seconds, "torch": torch.__version__, "commit": commit()}
+    return {
+        **scores, "seconds": seconds, "trajectory": trajectory, "torch": torch.__version__, "commit": commit(),
+    }  # fmt: skip
 
 
 def commit() -> str | None:

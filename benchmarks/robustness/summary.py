@@ -1,13 +1,17 @@
-"""From runs to what is told about methods: mean scores, and relative improvement over plain fine-tuning."""
+"""From runs to what is told about methods: mean scores, relative improvement over plain fine-tuning, intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+
 from .metrics import relative_improvement
 from .runs import Row
+
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Perspective:
 
 
 PERSPECTIVES = (
-    Perspective("acc_in", "In-distribution", 1.0),
+    Perspective("acc_in", "In-dist.", 1.0),
     Perspective("acc_shift", "Shift", 1.0),
     Perspective("acc_adv", "Adversarial", 1.0),
     Perspective("ece", "ECE", 0.0),
@@ -67,6 +71,52 @@ def summarize_method(method: str, runs: Sequence[Row], plain: dict[str, float | 
         seconds=sum(run["seconds"] for run in runs) / len(runs),
         improvement=improvement,
         average_improvement=mean(list(improvement.values())),
+    )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95% confidence interval over seeds; `low` and `high` are None with a single seed."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def bootstrap(statistic: Callable[[Sequence[int]], float | None], seeds: Sequence[int]) -> Interval | None:
+    """The statistic of all seeds, and the 2.5th and 97.5th percentile of it over seeds drawn with replacement.
+
+    Runs of one seed stay together, so that the difference of two methods is judged by pairs. None if the statistic
+    has no value.
+    """
+    value = statistic(seeds)
+    if value is None:
+        return None
+    if len(seeds) < 2:
+        return Interval(value, None, None)
+    generator = numpy.random.default_rng(0)
+    drawn = (statistic(generator.choice(seeds, len(seeds)).tolist()) for _ in range(RESAMPLES))
+    low, high = numpy.percentile([each for each in drawn if each is not None], (2.5, 97.5))
+    return Interval(value, float(low), float(high))
+
+
+def score_interval(runs: Mapping[int, Row], key: str) -> Interval | None:
+    """The mean of a score over the seeds of a method."""
+    return bootstrap(lambda seeds: mean([runs[seed][key] for seed in seeds]), list(runs))
+
+
+def improvement_interval(
+    runs: Mapping[int, Row], plain: Mapping[int, Row], perspectives: Sequence[Perspective] = PERSPECTIVES
+) -> Interval | None:
+    """Relative improvement over plain of the mean scores, averaged over perspectives; seeds that both have count."""
+
+    def statistic(seeds: Sequence[int]) -> float | None:
+        scores = mean_scores([runs[seed] for seed in seeds])
+        base = mean_scores([plain[seed] for seed in seeds])
+        return mean([improved(scores[each.key], base[each.key], each.best) for each in perspectives])
+
+    return (
+        bootstrap(statistic, [seed for seed in runs if seed in plain]) if any(seed in plain for seed in runs) else None
     )
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .summary import PERSPECTIVES, MethodSummary
 
+CAPTION = (
+    "In percent; of ECE less is better, of all else more. "
+    "Over plain: how much of plain's distance to the best value (100, for ECE 0) is closed."
+)
+
 
 def results_table(title: str, summaries: Sequence[MethodSummary]) -> Table:
     """A row per method with its mean scores in percent, and for all but plain a row of relative improvement."""
-    table = Table(title=title, caption="percent; ECE: less is better, all else: more is better")
+    table = Table(title=title, caption=CAPTION, box=SIMPLE_HEAD)
     table.add_column("Method", no_wrap=True)
     for perspective in PERSPECTIVES:
         table.add_column(perspective.title, justify="right")

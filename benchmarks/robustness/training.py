@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -88,6 +89,9 @@ class Method:
         loss: Tensor = training.model(**batch).loss
         return loss
 
+    def after_backward(self, training: Training) -> None:
+        """Called before each step of the optimizer, when the gradients are there: to change them."""
+
     def after_step(self, training: Training) -> None:
         """Called after each step of the optimizer, before the learning rate changes."""
 
@@ -102,6 +106,7 @@ def train(
     recipe: Recipe,
     seed: int,
     observer: Observer = SILENT,
+    after_epoch: Callable[[int], None] = lambda epochs: None,
 ) -> float:
     """Fine-tune the model in place: linear warm-up over the first 6% of all steps, then linear decay to zero.
 
@@ -109,6 +114,7 @@ def train(
         rows: the task's text columns and `label`.
         seed: of the order of the rows, dropout and the method's own draws.
         observer: told of every step and its loss.
+        after_epoch: called with the number of epochs done, also before the first; its time does not count.
 
     Returns:
         Seconds, without tokenization.
@@ -130,6 +136,7 @@ def train(
     )
     try:
         method.before_training(training)
+        watched = elapsed(after_epoch, 0)
         observer.stage("training", training.total_steps)
         for epoch in range(recipe.epochs):
             for batch in batches.epoch(epoch):
@@ -137,12 +144,21 @@ def train(
                 if not math.isfinite(value := loss.item()):
                     raise UserError(f"the loss is {value} at step {training.step}; give a smaller learning rate")
                 loss.backward()
+                method.after_backward(training)
                 training.optimizer.step()
                 training.step += 1
                 method.after_step(training)
                 schedule.step()
                 training.optimizer.zero_grad()
                 observer.advance(value)
+            watched += elapsed(after_epoch, epoch + 1)
     finally:
         method.after_training(training)
+    return time.perf_counter() - started - watched
+
+
+def elapsed(callback: Callable[[int], None], number: int) -> float:
+    """Call it, and return the seconds that it took."""
+    started = time.perf_counter()
+    callback(number)
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-// The random draw: by what the gradients of a run of elements are multiplied, zero for those that are not kept.
+// The random draw: by what each gradient is multiplied, zero where the element is not kept.
 #pragma once
 
 #include "kernels.h"
@@ -6,146 +6,137 @@
 
 namespace {
 
+// A vector holds one word of each of VECTOR_COUNTERS counters; VECTORS of them at a time hide the latency of the
+// multiplications. Together they draw for a group of elements.
+constexpr int VECTOR_COUNTERS = LANES / 2;
+constexpr int VECTORS = LANES == 16 ? 4 : 2;
+constexpr int GROUP = 4 * VECTOR_COUNTERS * VECTORS;
+
 constexpr std::uint64_t MULTIPLIERS[2] = {0xD2511F53, 0xCD9E8D57};
 constexpr std::uint64_t WEYL[2] = {0x9E3779B9, 0xBB67AE85};
-constexpr std::uint64_t LOW_HALF = 0xffffffff;
-constexpr std::uint64_t SIGN = 0x80000000;
 
-// A vector holds one word of LANES / 2 blocks of four words; several vectors hide the latency of the multiplications.
-constexpr int DRAW_VECTORS = LANES >= 16 ? 4 : 2;
-constexpr int VECTOR_BLOCKS = LANES / 2;
-constexpr int DRAW_ELEMENTS = DRAW_VECTORS * 4 * VECTOR_BLOCKS;
-
-inline std::uint64_t multiply_low_halves(std::uint64_t a, std::uint64_t b) { return (a & LOW_HALF) * (b & LOW_HALF); }
-
-// A draw with its key schedule.
-struct KeyedDraw {
-  const Draw& draw;
+// The keys of a draw's rounds, in the lower half of every lane.
+struct KeySchedule {
   U64 keys[PHILOX_ROUNDS][2];
 
-  explicit KeyedDraw(const Draw& draw) : draw(draw) {
-    for (std::uint64_t round = 0; round < PHILOX_ROUNDS; round++)
-      for (int half = 0; half < 2; half++)
-        keys[round][half] = U64{} + ((draw.key[half] + round * WEYL[half]) & LOW_HALF);
+  explicit KeySchedule(const Draw& draw) {
+    for (int half = 0; half < 2; half++)
+      for (int round = 0; round < PHILOX_ROUNDS; round++)
+        keys[round][half] = U64{} + static_cast<std::uint32_t>(draw.key[half] + round * WEYL[half]);
   }
 };
 
-// Philox4x32 (Salmon et al., SC 2011, section 4.2) on the lower halves of the words of `count` counters. The upper
-// halves are ignored, and hold nothing of use afterwards.
-template <int count>
-inline void philox(U64 (&c)[count][4], const U64 (&keys)[PHILOX_ROUNDS][2]) {
+// Philox4x32 (Salmon et al., SC 2011, section 4.2) on counters in the lower halves of the lanes. The upper halves are
+// ignored, and hold nothing of use afterwards.
+inline void philox(U64 (&counters)[VECTORS][4], const KeySchedule& schedule) {
 #pragma GCC unroll 8
   for (int round = 0; round < PHILOX_ROUNDS; round++) {
 #pragma GCC unroll 8
-    for (int i = 0; i < count; i++) {
-      U64 product0 = multiply_low_halves(c[i][0], U64{} + MULTIPLIERS[0]);
-      U64 product1 = multiply_low_halves(c[i][2], U64{} + MULTIPLIERS[1]);
-      c[i][0] = (product1 >> 32) ^ c[i][1] ^ keys[round][0];
-      c[i][2] = (product0 >> 32) ^ c[i][3] ^ keys[round][1];
-      c[i][1] = product1;
-      c[i][3] = product0;
+    for (auto& c : counters) {
+      const U64 product0 = multiply_low_halves(c[0], U64{} + MULTIPLIERS[0]);
+      const U64 product1 = multiply_low_halves(c[2], U64{} + MULTIPLIERS[1]);
+      c[0] = product1 >> 32 ^ c[1] ^ schedule.keys[round][0];
+      c[2] = product0 >> 32 ^ c[3] ^ schedule.keys[round][1];
+      c[1] = product1;
+      c[3] = product0;
     }
   }
 }
 
-// Lane i of a vector belongs to block block_of_lane(i): the order that even_lanes and odd_lanes undo.
-constexpr int block_of_lane(int lane) { return lane / 2 + (lane & 1) * (LANES / 4); }
+// Lane i of a vector belongs to its counter number counter_of_lane(i): the order that even_lanes and odd_lanes undo.
+constexpr std::uint64_t counter_of_lane(int lane) { return lane / 2 + lane % 2 * (LANES / 4); }
 
-inline U64 look_up(const std::uint64_t* table, const std::uint8_t* codes) {
-#define AT(lane) table[codes[4 * block_of_lane(lane)]]
+template <class Function>
+inline U64 by_lane(Function f) {
 #if defined(__AVX512F__)
-  return U64{AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), AT(6), AT(7)};
+  return U64{f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)};
 #elif defined(__AVX2__)
-  return U64{AT(0), AT(1), AT(2), AT(3)};
+  return U64{f(0), f(1), f(2), f(3)};
 #else
-  return U64{AT(0), AT(1)};
-#endif
-#undef AT
-}
-
-inline U64 block_numbers(std::uint64_t first) {
-  constexpr auto at = [](int lane) { return static_cast<std::uint64_t>(block_of_lane(lane)); };
-#if defined(__AVX512F__)
-  return first + U64{at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)};
-#elif defined(__AVX2__)
-  return first + U64{at(0), at(1), at(2), at(3)};
-#else
-  return first + U64{at(0), at(1)};
+  return U64{f(0), f(1)};
 #endif
 }
 
-// The lower halves of a beside those of b, and the upper halves.
-inline U64 low_halves(U64 a, U64 b) { return (a & LOW_HALF) | b << 32; }
-inline U64 high_halves(U64 a, U64 b) { return a >> 32 | (b & ~LOW_HALF); }
+#if defined(__AVX512VBMI__)
 
-// Factors of the DRAW_ELEMENTS elements that begin with block `first`.
-inline void draw_vectors(const KeyedDraw& keyed, std::uint64_t first, const std::uint8_t* codes, float* factors) {
-  const Draw& draw = keyed.draw;
-  U64 c[DRAW_VECTORS][4];
-  for (int i = 0; i < DRAW_VECTORS; i++) {
-    c[i][0] = block_numbers(first + i * VECTOR_BLOCKS);
-    c[i][1] = c[i][0] >> 32;
-    c[i][2] = U64{} + draw.parameter_id;
-    c[i][3] = U64{} + draw.number;
+// 64 entries of a table of 32-bit numbers that is stored by bytes, from 64 codes. Entry 4 * k + j, within its group of 16,
+// comes out in group k at 4 * group + j, because unpacking works within 128 bits.
+inline void look_up(const std::uint8_t (&bytes)[4][RANK_CODES], __m512i codes, __m512i (&entries)[4]) {
+  const __mmask64 upper = _mm512_movepi8_mask(codes);
+  __m512i found[4];
+  for (int i = 0; i < 4; i++) {
+    auto part = [&](int at) { return _mm512_load_si512(bytes[i] + at); };
+    found[i] = _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(part(0), codes, part(64)),
+                                      _mm512_permutex2var_epi8(part(128), codes, part(192)));
   }
-  philox(c, keyed.keys);
-  for (int i = 0; i < DRAW_VECTORS; i++) {
-    U64 factor[2];
-    for (int half = 0; half < 2; half++) {
-      U64 entry0 = look_up(draw.table, codes + 2 * half), entry1 = look_up(draw.table, codes + 2 * half + 1);
-      U32 word = (U32)low_halves(c[i][2 * half], c[i][2 * half + 1]) ^ (std::uint32_t)SIGN;
-      I32 kept = (I32)word < (I32)high_halves(entry0, entry1);
-      factor[half] = (U64)(kept & (I32)low_halves(entry0, entry1));
+  const __m512i low01 = _mm512_unpacklo_epi8(found[0], found[1]), high01 = _mm512_unpackhi_epi8(found[0], found[1]);
+  const __m512i low23 = _mm512_unpacklo_epi8(found[2], found[3]), high23 = _mm512_unpackhi_epi8(found[2], found[3]);
+  entries[0] = _mm512_unpacklo_epi16(low01, low23);
+  entries[1] = _mm512_unpackhi_epi16(low01, low23);
+  entries[2] = _mm512_unpacklo_epi16(high01, high23);
+  entries[3] = _mm512_unpackhi_epi16(high01, high23);
+}
+
+// Factors of 4 * LANES elements whose random words are those of two vectors of counters.
+inline void select(const SelectionTable& table, const U64 (*words)[4], const std::uint8_t* codes, float* factors) {
+  // Bytes 4 * k .. 4 * k + 3 of group g change places with those of group k, for look_up to undo.
+  const __m512i order = _mm512_set_epi32(0x3f3e3d3c, 0x2f2e2d2c, 0x1f1e1d1c, 0x0f0e0d0c, 0x3b3a3938, 0x2b2a2928,
+                                         0x1b1a1918, 0x0b0a0908, 0x37363534, 0x27262524, 0x17161514, 0x07060504,
+                                         0x33323130, 0x23222120, 0x13121110, 0x03020100);
+  const __m512i ordered = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(codes));
+  __m512i thresholds[4], rescaling[4];
+  look_up(table.threshold_bytes, ordered, thresholds);
+  look_up(table.factor_bytes, ordered, rescaling);
+  for (int i = 0; i < 4; i++) {
+    const U64(&c)[4] = words[i / 2];
+    const U64 low = low_halves(c[0], c[1]), high = low_halves(c[2], c[3]);
+    const __m512i word = (__m512i)(i % 2 == 0 ? even_lanes(low, high) : odd_lanes(low, high));
+    _mm512_storeu_si512(factors + i * LANES,
+                        _mm512_maskz_mov_epi32(_mm512_cmplt_epu32_mask(word, thresholds[i]), rescaling[i]));
+  }
+}
+
+constexpr int SELECTED_VECTORS = 2;
+
+#else
+
+// Factors of 2 * LANES elements whose random words are those of one vector of counters.
+inline void select(const SelectionTable& table, const U64 (*words)[4], const std::uint8_t* codes, float* factors) {
+  U64 selected[2];
+  for (int half = 0; half < 2; half++) {
+    auto entries = [&](int word) {
+      return by_lane([&](int lane) { return table.pairs[codes[4 * counter_of_lane(lane) + word]]; });
+    };
+    const U64 entry0 = entries(2 * half), entry1 = entries(2 * half + 1);
+    const I32 word = (I32)low_halves((*words)[2 * half], (*words)[2 * half + 1]) ^ INT32_MIN;
+    selected[half] = (U64)((word < (I32)high_halves(entry0, entry1)) & (I32)low_halves(entry0, entry1));
+  }
+  store(factors, (F32)even_lanes(selected[0], selected[1]));
+  store(factors + LANES, (F32)odd_lanes(selected[0], selected[1]));
+}
+
+constexpr int SELECTED_VECTORS = 1;
+
+#endif
+
+// Factors of `count` elements that lie side by side in the whole parameter, the first of which takes word 0 of counter
+// `first`. Reads and writes whole groups. Not inlined: registers for the table would be taken from the update.
+__attribute__((noinline)) void draw_factors(const Draw& draw, const KeySchedule& schedule, std::uint64_t first,
+                                            int count, const std::uint8_t* codes, float* factors) {
+#pragma GCC unroll 1
+  for (int done = 0; done < count; done += GROUP) {
+    U64 words[VECTORS][4];
+    for (int i = 0; i < VECTORS; i++) {
+      const U64 counters = first + done / 4 + i * VECTOR_COUNTERS + by_lane(counter_of_lane);
+      words[i][0] = counters;
+      words[i][1] = counters >> 32;
+      words[i][2] = U64{} + draw.parameter_id;
+      words[i][3] = U64{} + draw.draw_number;
     }
-    U64 low = even_lanes(factor[0], factor[1]), high = odd_lanes(factor[0], factor[1]);
-    std::memcpy(factors, &low, sizeof low);
-    std::memcpy(factors + LANES, &high, sizeof high);
-    codes += 2 * LANES;
-    factors += 2 * LANES;
-  }
-}
-
-inline float scalar_factor(const KeyedDraw& keyed, std::uint64_t element, std::uint8_t code) {
-  U64 c[1][4] = {{U64{} + (element >> 2), U64{} + (element >> 34), U64{} + keyed.draw.parameter_id,
-                  U64{} + keyed.draw.number}};
-  philox(c, keyed.keys);
-  std::uint64_t entry = keyed.draw.table[code];
-  std::uint32_t threshold = static_cast<std::uint32_t>(entry >> 32) ^ SIGN;
-  std::uint32_t rescaling = static_cast<std::uint32_t>(entry);
-  float factor;
-  std::memcpy(&factor, &rescaling, sizeof factor);
-  return static_cast<std::uint32_t>(c[0][element & 3][0]) < threshold ? factor : 0.0f;
-}
-
-// Factors of `count` elements that lie side by side in the whole parameter, the first of them `element`.
-inline void draw_run(const KeyedDraw& keyed, std::uint64_t element, std::int64_t count, const std::uint8_t* codes,
-                     float* factors) {
-  for (; count > 0 && element % 4 != 0; element++, count--) *factors++ = scalar_factor(keyed, element, *codes++);
-  for (; count >= DRAW_ELEMENTS; element += DRAW_ELEMENTS, count -= DRAW_ELEMENTS) {
-    draw_vectors(keyed, element / 4, codes, factors);
-    codes += DRAW_ELEMENTS;
-    factors += DRAW_ELEMENTS;
-  }
-  if (count > 0) {
-    std::uint8_t padded_codes[DRAW_ELEMENTS] = {};
-    float padded_factors[DRAW_ELEMENTS];
-    std::memcpy(padded_codes, codes, count);
-    draw_vectors(keyed, element / 4, padded_codes, padded_factors);
-    std::memcpy(factors, padded_factors, count * sizeof(float));
-  }
-}
-
-// Factors of local elements begin .. begin + count - 1.
-inline void draw_factors(const KeyedDraw& keyed, std::int64_t begin, std::int64_t count, const std::uint8_t* codes,
-                         float* factors) {
-  const Draw& draw = keyed.draw;
-  std::int64_t row = begin / draw.inner_length, column = begin % draw.inner_length;
-  for (; count > 0; row++, column = 0) {
-    std::int64_t in_row = draw.inner_length - column < count ? draw.inner_length - column : count;
-    draw_run(keyed, draw.first_index + row * draw.outer_stride + column, in_row, codes, factors);
-    codes += in_row;
-    factors += in_row;
-    count -= in_row;
+    philox(words, schedule);
+#pragma GCC unroll 1
+    for (int i = 0; i < VECTORS; i += SELECTED_VECTORS)
+      select(*draw.table, words + i, codes + done + 2 * LANES * i, factors + done + 2 * LANES * i);
   }
 }
 

@@ -1,7 +1,6 @@
-#include "step.h"
+// Kernels for processors with AVX2 and FMA; setup.py compiles this file for them.
 #if defined(__AVX2__)
-static bool supported() { return __builtin_cpu_supports("avx2"); }
-const Kernels kernels_avx2 = {"avx2", supported,
-  {{step<float, float>, step<float, bfloat16>}, {step<bfloat16, float>, step<bfloat16, bfloat16>}},
-  {accumulate_importance<float>, accumulate_importance<bfloat16>}};
+#include "step.h"
+
+const Kernels kernels_avx2 = kernels_of("avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); });
 #endif

@@ -1,7 +1,13 @@
+// Kernels for processors with AVX-512 up to VBMI (Ice Lake, Zen 4 and later); setup.py compiles this file for them.
+#if defined(__AVX512VBMI__)
+#if !defined(__clang__)  // GCC warns of its own definitions of intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include "step.h"
-#if defined(__AVX512F__)
-static bool supported() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }
-const Kernels kernels_avx512 = {"avx512", supported,
-  {{step<float, float>, step<float, bfloat16>}, {step<bfloat16, float>, step<bfloat16, bfloat16>}},
-  {accumulate_importance<float>, accumulate_importance<bfloat16>}};
+
+const Kernels kernels_avx512 = kernels_of("avx512", [] {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi");
+});
 #endif

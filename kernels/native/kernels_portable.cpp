@@ -1,7 +1,4 @@
+// Kernels for every processor: SSE2 on x86-64, NEON on ARM, what the compiler makes of short vectors elsewhere.
 #include "step.h"
-#if 1
-static bool supported() { return true; }
-const Kernels kernels_portable = {"portable", supported,
-  {{step<float, float>, step<float, bfloat16>}, {step<bfloat16, float>, step<bfloat16, bfloat16>}},
-  {accumulate_importance<float>, accumulate_importance<bfloat16>}};
-#endif
+
+const Kernels kernels_portable = kernels_of("portable", [] { return true; });

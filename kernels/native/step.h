@@ -2,7 +2,6 @@
 #pragma once
 
 #include "draw.h"
-#include "importance.h"
 #include "kernels.h"
 #include "vector.h"
 
@@ -10,20 +9,34 @@ namespace {
 
 // Elements between draw and update: few enough for their factors to stay in the first-level cache.
 constexpr int BLOCK = 256;
+static_assert(BLOCK % GROUP == 0);
 
-// Pointers to the elements of a block. T: dtype of parameter and gradient, M: of the moments.
-template <class T, class M>
-struct Block {
-  T* param;
-  const T* grad;
-  M *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
-  float* importance;
-};
+// fl(score + fl(g * g)), saturating; g must be finite.
+inline F32 accumulated(F32 score, F32 g) { return at_most(LARGEST<float>, score + g * g); }
 
-// The scalars of a step in all lanes.
+inline F32 zero_where_not_finite(F32 x) { return (F32)(is_finite(x) & (I32)x); }
+
+template <class T>
+void accumulate(float* importance, const void* grad, std::int64_t count) {
+  const T* grads = static_cast<const T*>(grad);
+  std::int64_t i = 0;
+  for (; i + LANES <= count; i += LANES)
+    store(importance + i, accumulated(load(importance + i), zero_where_not_finite(load(grads + i))));
+  if (i < count) {
+    T last_grads[LANES] = {};
+    float last_scores[LANES] = {};
+    std::memcpy(last_grads, grads + i, (count - i) * sizeof(T));
+    std::memcpy(last_scores, importance + i, (count - i) * sizeof(float));
+    store(last_scores, accumulated(load(last_scores), zero_where_not_finite(load(last_grads))));
+    std::memcpy(importance + i, last_scores, (count - i) * sizeof(float));
+  }
+}
+
+// The scalars of a step, in all lanes.
 struct Scalars {
   F32 decay, lerp_weight, beta2, one_minus_beta2, denominator_factor, eps, negative_step_size;
-  I32 lerp_from_gradient, sign;
+  I32 sign;
+  bool lerp_from_gradient;
 
   explicit Scalars(const AdamW& adamw)
       : decay(splat(adamw.decay)),
@@ -32,91 +45,144 @@ struct Scalars {
         one_minus_beta2(splat(adamw.one_minus_beta2)),
         denominator_factor(splat(adamw.denominator_factor)),
         eps(splat(adamw.eps)),
-        negative_step_size(splat(-adamw.step_size)),
-        lerp_from_gradient(I32{} - adamw.lerp_from_gradient),
-        sign((I32)(U32{} + (adamw.maximize ? 0x80000000 : 0))) {}
+        negative_step_size(splat(adamw.negative_step_size)),
+        sign(I32{} + (adamw.maximize ? INT32_MIN : 0)),
+        lerp_from_gradient(adamw.lerp_from_gradient) {}
 };
 
-// g * factor, saturating at the range of T; zero where the factor is. A gradient that is not finite passes.
-template <class T>
-inline F32 selected(F32 g, F32 factor, I32 g_is_finite) {
-  F32 scaled = g * factor, largest = splat(LARGEST<T>);
-  scaled = scaled < largest ? scaled : largest;
-  scaled = scaled > -largest ? scaled : -largest;
-  scaled = round_to(static_cast<const T*>(nullptr), g_is_finite ? scaled : g);
-  return factor != 0 ? scaled : F32{};
-}
-
-// Updates `count` elements, a multiple of LANES. Null factors: every gradient is taken as it is.
+// Elements of a parameter. T: dtype of parameter and gradient, M: of the moments.
 template <class T, class M>
-inline void update(const Block<T, M>& block, const float* factors, const Scalars& scalars, int count) {
+struct Elements {
+  T* param;
+  const T* grad;
+  M *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
+  float* importance;
+  const std::uint8_t* rank_code;
+
+  static Elements of(const Parameter& p, std::int64_t first) {
+    auto at = [first](auto* begin) { return begin == nullptr ? nullptr : begin + first; };
+    return {at(static_cast<T*>(p.param)),      at(static_cast<const T*>(p.grad)),
+            at(static_cast<M*>(p.exp_avg)),    at(static_cast<M*>(p.exp_avg_sq)),
+            at(static_cast<M*>(p.max_exp_avg_sq)), at(p.importance),
+            at(p.rank_code)};
+  }
+};
+
+// Updates `count` elements, a multiple of LANES. `factors` of their gradients; null: each gradient is taken as it is.
+template <class T, class M>
+inline void update(const Elements<T, M>& e, int count, const float* factors, const Scalars& scalars) {
+#pragma GCC unroll 1  // there are too few registers for more
   for (int i = 0; i < count; i += LANES) {
-    F32 g = load(block.grad + i);
-    I32 g_is_finite = finite(g);
-    if (block.importance != nullptr)
-      store(block.importance + i, accumulated(load(block.importance + i), g, g_is_finite));
-    if (factors != nullptr) g = selected<T>(g, load(factors + i), g_is_finite);
+    // All loads before all stores: tensors often lie at equal offsets in their pages, and a load that follows a store to
+    // an equal offset waits for it on some processors.
+    F32 g = load(e.grad + i), param = load(e.param + i);
+    F32 exp_avg = load(e.exp_avg + i), exp_avg_sq = load(e.exp_avg_sq + i);
+
+    F32 finite_g = g;
+    const bool special = __builtin_expect(has_non_finite(g), false);
+    if (special) finite_g = zero_where_not_finite(g);
+    if (e.importance != nullptr) store(e.importance + i, accumulated(load(e.importance + i), finite_g));
+    if (factors != nullptr) {
+      const F32 factor = load(factors + i);
+      F32 scaled = clamped(LARGEST<T>, finite_g * factor);
+      if (special) scaled = is_finite(g) | (factor == 0) ? scaled : g;  // in a kept element it passes, as in AdamW
+      g = rounded_to(e.grad, scaled);
+    }
     g = (F32)((I32)g ^ scalars.sign);
 
-    F32 exp_avg = load(block.exp_avg + i);
-    exp_avg = (scalars.lerp_from_gradient ? g : exp_avg) + scalars.lerp_weight * (g - exp_avg);
-    F32 exp_avg_sq = load(block.exp_avg_sq + i) * scalars.beta2 + scalars.one_minus_beta2 * g * g;
-    store(block.exp_avg + i, exp_avg);
-    store(block.exp_avg_sq + i, exp_avg_sq);
+    exp_avg = multiply_add(scalars.lerp_weight, g - exp_avg, scalars.lerp_from_gradient ? g : exp_avg);
+    // The first moment of an element that is seldom kept would soon and forever be a denormal number, on which processors
+    // are slow.
+    exp_avg = without_denormals(exp_avg);
+    exp_avg_sq = multiply_add(scalars.one_minus_beta2 * g, g, exp_avg_sq * scalars.beta2);
     F32 second_moment = exp_avg_sq;
-    if (block.max_exp_avg_sq != nullptr) {  // the larger of the two; NaN if one of them is
-      F32 maximum = load(block.max_exp_avg_sq + i);
-      second_moment = maximum > exp_avg_sq || maximum != maximum ? maximum : exp_avg_sq;
-      store(block.max_exp_avg_sq + i, second_moment);
+    if (e.max_exp_avg_sq != nullptr) {
+      const F32 previous = load(e.max_exp_avg_sq + i);
+      second_moment = (previous > exp_avg_sq) | (previous != previous) ? previous : exp_avg_sq;
+      store(e.max_exp_avg_sq + i, second_moment);
     }
-    F32 denominator = square_root(second_moment) * scalars.denominator_factor + scalars.eps;
-    store(block.param + i, load(block.param + i) * scalars.decay + scalars.negative_step_size * exp_avg / denominator);
+    const F32 denominator = multiply_add(square_root(second_moment), scalars.denominator_factor, scalars.eps);
+    param = multiply_add(param, scalars.decay, scalars.negative_step_size * exp_avg / denominator);
+    store(e.exp_avg + i, exp_avg);
+    store(e.exp_avg_sq + i, exp_avg_sq);
+    store(e.param + i, param);
   }
 }
 
-// Updates fewer than LANES elements, by way of padded copies.
+// A step of `count` elements that lie side by side in the whole parameter, the first of which takes word 0 of `counter`.
+// `count` is a multiple of LANES and at most BLOCK; rank codes are read up to the next multiple of GROUP.
 template <class T, class M>
-inline void update_tail(const Block<T, M>& block, const float* factors, const Scalars& scalars, int count) {
-  T param[LANES] = {}, grad[LANES] = {};
-  M exp_avg[LANES] = {}, exp_avg_sq[LANES] = {}, max_exp_avg_sq[LANES] = {};
-  float importance[LANES] = {};
-  Block<T, M> padded = {param, grad, exp_avg, exp_avg_sq, nullptr, nullptr};
-  auto copy = [count](auto* to, const auto* from) { std::memcpy(to, from, count * sizeof *from); };
-  copy(param, block.param);
-  copy(grad, block.grad);
-  copy(exp_avg, block.exp_avg);
-  copy(exp_avg_sq, block.exp_avg_sq);
-  if (block.max_exp_avg_sq != nullptr) copy(padded.max_exp_avg_sq = max_exp_avg_sq, block.max_exp_avg_sq);
-  if (block.importance != nullptr) copy(padded.importance = importance, block.importance);
-  update(padded, factors, scalars, LANES);
-  copy(block.param, param);
-  copy(block.exp_avg, exp_avg);
-  copy(block.exp_avg_sq, exp_avg_sq);
-  if (block.max_exp_avg_sq != nullptr) copy(block.max_exp_avg_sq, max_exp_avg_sq);
-  if (block.importance != nullptr) copy(block.importance, importance);
+inline void step_block(const Elements<T, M>& e, int count, std::uint64_t counter, const Draw& draw,
+                       const KeySchedule& schedule, const Scalars& scalars) {
+  if (e.rank_code == nullptr) return update(e, count, nullptr, scalars);
+  alignas(64) float factors[BLOCK];
+  draw_factors(draw, schedule, counter, count, e.rank_code, factors);
+  update(e, count, factors, scalars);
+}
+
+// The same for any count up to GROUP - offset, the first element taking word `offset`: a block of copies.
+template <class T, class M>
+void step_part(const Elements<T, M>& e, int offset, int count, std::uint64_t counter, const Draw& draw,
+               const KeySchedule& schedule, const Scalars& scalars) {
+  T param[GROUP] = {}, grad[GROUP] = {};
+  M exp_avg[GROUP] = {}, exp_avg_sq[GROUP] = {}, max_exp_avg_sq[GROUP] = {};
+  float importance[GROUP] = {};
+  std::uint8_t rank_code[GROUP] = {};
+  auto present = [](auto* copies, const void* original) { return original == nullptr ? nullptr : copies; };
+  const Elements<T, M> block = {param, grad, exp_avg, exp_avg_sq, present(max_exp_avg_sq, e.max_exp_avg_sq),
+                                present(importance, e.importance), present(rank_code, e.rank_code)};
+  auto copy_in = [&](auto* copies, const auto* original) {
+    if (original != nullptr) std::memcpy(copies + offset, original, count * sizeof *original);
+  };
+  copy_in(param, e.param);
+  copy_in(grad, e.grad);
+  copy_in(exp_avg, e.exp_avg);
+  copy_in(exp_avg_sq, e.exp_avg_sq);
+  copy_in(max_exp_avg_sq, e.max_exp_avg_sq);
+  copy_in(importance, e.importance);
+  copy_in(rank_code, e.rank_code);
+  step_block(block, (offset + count + LANES - 1) / LANES * LANES, counter, draw, schedule, scalars);
+  auto copy_out = [&](auto* original, const auto* copies) {
+    if (original != nullptr) std::memcpy(original, copies + offset, count * sizeof *original);
+  };
+  copy_out(e.param, param);
+  copy_out(e.exp_avg, exp_avg);
+  copy_out(e.exp_avg_sq, exp_avg_sq);
+  copy_out(e.max_exp_avg_sq, max_exp_avg_sq);
+  copy_out(e.importance, importance);
 }
 
 template <class T, class M>
 void step(const Parameter& p, std::int64_t begin, std::int64_t end) {
   const Scalars scalars(p.adamw);
-  const KeyedDraw keyed(p.draw);
-  auto at = [](auto* pointer, std::int64_t i) { return pointer == nullptr ? nullptr : pointer + i; };
-  alignas(64) float factors[BLOCK];
-  for (std::int64_t i = begin; i < end; i += BLOCK) {
-    const int count = static_cast<int>(end - i < BLOCK ? end - i : BLOCK), whole = count - count % LANES;
-    if (p.rank_code != nullptr) draw_factors(keyed, i, count, p.rank_code + i, factors);
-    auto block = [&](std::int64_t first) {
-      return Block<T, M>{static_cast<T*>(p.param) + first, static_cast<const T*>(p.grad) + first,
-                         static_cast<M*>(p.exp_avg) + first, static_cast<M*>(p.exp_avg_sq) + first,
-                         at(static_cast<M*>(p.max_exp_avg_sq), first), at(p.importance, first)};
-    };
-    const float* block_factors = p.rank_code != nullptr ? factors : nullptr;
-    update(block(i), block_factors, scalars, whole);
-    if (whole < count) {
-      for (int j = count; j < whole + LANES; j++) factors[j] = 0;
-      update_tail(block(i + whole), at(block_factors, whole), scalars, count - whole);
+  const KeySchedule schedule(p.draw);
+  while (begin < end) {
+    // A row: elements that lie side by side in the whole parameter.
+    const std::int64_t row = begin / p.draw.inner_length, column = begin % p.draw.inner_length;
+    std::uint64_t element = p.draw.first_index + row * p.draw.outer_stride + column;
+    std::int64_t left = p.draw.inner_length - column < end - begin ? p.draw.inner_length - column : end - begin;
+    while (left > 0) {
+      const int offset = element % 4, most = left < BLOCK ? static_cast<int>(left) : BLOCK;
+      int count = most / GROUP * GROUP;
+      if (offset == 0 && count > 0) {
+        step_block(Elements<T, M>::of(p, begin), count, element / 4, p.draw, schedule, scalars);
+      } else {
+        count = most < GROUP - offset ? most : GROUP - offset;
+        step_part(Elements<T, M>::of(p, begin), offset, count, element / 4, p.draw, schedule, scalars);
+      }
+      begin += count;
+      element += count;
+      left -= count;
     }
   }
+}
+
+// What one instruction set offers.
+constexpr Kernels kernels_of(const char* name, bool (*supported)()) {
+  return {name,
+          supported,
+          {{step<float, float>, step<float, bfloat16>}, {step<bfloat16, float>, step<bfloat16, bfloat16>}},
+          {accumulate<float>, accumulate<bfloat16>}};
 }
 
 }  // namespace

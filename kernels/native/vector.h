@@ -1,6 +1,6 @@
-// Vectors of LANES float32 or uint32, or LANES / 2 uint64, of the instruction set for which the including file is
-// compiled. Arithmetic is written with the operators of GCC's vector extension, which Clang shares; what they cannot
-// express, or what compilers make badly of it, stands here per instruction set.
+// Vectors of LANES float32 or 32-bit integers, or of LANES / 2 64-bit integers, of the instruction set for which the
+// including file is compiled. Arithmetic is written with the operators of GCC's vector extension, which Clang shares; here
+// stands what they cannot express, or what compilers make badly of it.
 //
 // Everything is in an unnamed namespace: the linker must not merge functions compiled for different instruction sets.
 #pragma once
@@ -28,13 +28,13 @@ typedef float F32 __attribute__((vector_size(4 * LANES)));
 typedef std::int32_t I32 __attribute__((vector_size(4 * LANES)));
 typedef std::uint32_t U32 __attribute__((vector_size(4 * LANES)));
 typedef std::uint64_t U64 __attribute__((vector_size(4 * LANES)));
-typedef std::int64_t I64 __attribute__((vector_size(4 * LANES)));
 typedef std::uint16_t U16 __attribute__((vector_size(2 * LANES)));
 
 struct bfloat16 {
   std::uint16_t bits;
 };
 
+// The largest finite value.
 template <class T>
 constexpr float LARGEST = 3.40282346638528859812e38f;
 template <>
@@ -42,10 +42,88 @@ constexpr float LARGEST<bfloat16> = 3.38953138925153547591e38f;
 
 inline F32 splat(float value) { return value - F32{}; }
 
-inline I32 not_nan(F32 x) { return x == x; }
+// ---------------------------------------------------------------------------------------------------- memory and dtypes
 
-inline I32 finite(F32 x) {
-  return ((I32)x & 0x7f800000) != 0x7f800000;
+inline F32 load(const float* from) {
+  F32 x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+inline F32 load(const bfloat16* from) {
+  U16 bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return (F32)(__builtin_convertvector(bits, U32) << 16);
+}
+
+inline F32 rounded_to(const float*, F32 x) { return x; }
+
+// To nearest, ties to even.
+inline F32 rounded_to(const bfloat16*, F32 x) {
+  const U32 bits = (U32)x, rounded = bits + 0x7fff + (bits >> 16 & 1);
+  return (F32)((x == x ? rounded : U32{} + 0x7fc00000) & 0xffff0000);
+}
+
+inline void store(float* to, F32 x) { std::memcpy(to, &x, sizeof x); }
+
+inline void store(bfloat16* to, F32 x) {
+  const U16 bits = __builtin_convertvector((U32)rounded_to(to, x) >> 16, U16);
+  std::memcpy(to, &bits, sizeof bits);
+}
+
+// -------------------------------------------------------------------------------------------------------------- float32
+
+inline I32 magnitude_bits(F32 x) { return (I32)x & 0x7fffffff; }
+
+inline I32 is_finite(F32 x) { return magnitude_bits(x) < 0x7f800000; }
+
+inline bool has_non_finite(F32 x) {
+#if defined(__AVX512DQ__)
+  return _mm512_fpclass_ps_mask(x, 0x99) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((F32)~is_finite(x)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_ps((F32)~is_finite(x)) != 0;
+#else
+  const I32 finite = is_finite(x);
+  return (finite[0] & finite[1] & finite[2] & finite[3]) == 0;
+#endif
+}
+
+// x, or zero where it is smaller than the smallest normal number.
+inline F32 without_denormals(F32 x) {
+#if defined(__AVX512DQ__)
+  return _mm512_maskz_mov_ps(_knot_mask16(_mm512_fpclass_ps_mask(x, 0x20)), x);
+#else
+  return (F32)((magnitude_bits(x) > 0x007fffff) & (I32)x);
+#endif
+}
+
+// The smaller of the two; x where it is NaN.
+inline F32 at_most(float limit, F32 x) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(splat(limit), x);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(splat(limit), x);
+#elif defined(__SSE2__)
+  return _mm_min_ps(splat(limit), x);
+#else
+  return x > limit ? splat(limit) : x;
+#endif
+}
+
+// x with its magnitude limited; x must not be NaN.
+inline F32 clamped(float limit, F32 x) {
+#if defined(__AVX512DQ__)
+  return _mm512_range_ps(x, splat(limit), 2);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(splat(-limit), at_most(limit, x));
+#elif defined(__SSE2__)
+  return _mm_max_ps(splat(-limit), at_most(limit, x));
+#else
+  x = at_most(limit, x);
+  return x < -limit ? splat(-limit) : x;
+#endif
 }
 
 inline F32 square_root(F32 x) {
@@ -55,44 +133,26 @@ inline F32 square_root(F32 x) {
   return _mm256_sqrt_ps(x);
 #elif defined(__SSE2__)
   return _mm_sqrt_ps(x);
-#elif defined(__aarch64__)
-  return vsqrtq_f32(x);
 #else
   for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
   return x;
 #endif
 }
 
-inline F32 load(const float* from) {
-  F32 x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
+// a * b + c, rounded once where the processor can, else twice.
+inline F32 multiply_add(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
-inline void store(float* to, F32 x) { std::memcpy(to, &x, sizeof x); }
+// ------------------------------------------------------------------------------------------------------ 64-bit integers
 
-inline F32 load(const bfloat16* from) {
-  U16 bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return (F32)(__builtin_convertvector(bits, U32) << 16);
-}
-
-// Round to nearest, ties to even; the bits of the bfloat16 in the upper half, zeros in the lower.
-inline F32 round_to_bfloat16(F32 x) {
-  U32 bits = (U32)x;
-  U32 rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  return (F32)((x == x ? rounded : U32{} + 0x7fc00000) & 0xffff0000);
-}
-
-inline void store(bfloat16* to, F32 x) {
-  U16 bits = __builtin_convertvector((U32)round_to_bfloat16(x) >> 16, U16);
-  std::memcpy(to, &bits, sizeof bits);
-}
-
-inline F32 round_to(const float*, F32 x) { return x; }
-inline F32 round_to(const bfloat16*, F32 x) { return round_to_bfloat16(x); }
-
-// The 64-bit products of the lower halves of the lanes.
+// The products of the lower halves.
 inline U64 multiply_low_halves(U64 a, U64 b) {
 #if defined(__AVX512F__)
   return (U64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
@@ -107,7 +167,11 @@ inline U64 multiply_low_halves(U64 a, U64 b) {
 #endif
 }
 
-// Lane 2i of a beside lane 2i of b, and lane 2i + 1 of a beside lane 2i + 1 of b.
+// The lower halves of a, each below the lower half of b; the upper halves, likewise.
+inline U64 low_halves(U64 a, U64 b) { return (a & 0xffffffff) | b << 32; }
+inline U64 high_halves(U64 a, U64 b) { return a >> 32 | (b >> 32 << 32); }
+
+// Lanes 0, 2, .. of a, each below that of b; lanes 1, 3, .., likewise.
 inline U64 even_lanes(U64 a, U64 b) {
 #if defined(__AVX512F__)
   return (U64)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);

@@ -1,4 +1,4 @@
-"""RoAST in the Trainer of Hugging Face transformers: a Trainer, its configuration, and a callback for other Trainers."""
+"""RoAST in the Trainer of Hugging Face transformers: a Trainer, its options, and a callback for other Trainers."""
 
 from __future__ import annotations
 
@@ -21,36 +21,53 @@ from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")  # what TrainingArguments.optim says if nobody sets it
 
 
-def _option(default: Any, description: str) -> Any:
-    return field(default=default, metadata={"help": description})
-
-
 @dataclass
 class RoastConfig:
-    """The options of RoAST beside ``TrainingArguments``, whose learning rate, betas, eps, weight decay and seed it uses.
+    """Options beside ``TrainingArguments``, from which learning rate, betas, eps, weight decay and seed are taken.
 
     Can be read from the command line together with them: ``HfArgumentParser((TrainingArguments, RoastConfig))``. See
     :class:`.RoastAdamW` and :class:`.AdversarialEmbedding` for what each option does; values out of range raise there.
     """
 
-    alpha: float = _option(0.9, "Percentile rank of importance at which an element is updated half the time.")
-    beta: float = _option(10.0, "How sharply the keep probability rises around alpha.")
-    refresh_every: int | None = _option(None, "Optimizer steps between refreshes of the ranks. Default: an epoch.")
-    mask_schedule: str = _option("step", '"step": new masks at every step; "refresh": at every refresh.')
-    rescale: bool = _option(True, "Divide a kept gradient by its keep probability.")
-    selective: bool = _option(True, "Train the transformer blocks selectively; otherwise the optimizer is AdamW.")
-    importance: str = _option("gradient", '"gradient", or for ablations "random" or "magnitude".')
-    importance_every: int = _option(1, "Accumulate importance at every k-th step only.")
-    always_update: list[str] | None = _option(None, "Regular expressions of names that are never selective.")
-    state_dtype: str | None = _option(None, 'Dtype of the moments, as "float32". Default: that of the parameter.')
-    backend: str = _option("auto", '"auto", "triton", "native" or "reference".')
-    step_size: float = _option(0.1, "Length of the perturbation of each token.")
-    consistency_weight: float = _option(0.01, "Weight of the consistency loss.")
-    adversarial_weight: float = _option(1.0, "Weight of the task loss of the adversarial pass.")
-    clean_weight: float = _option(1.0, "Weight of the task loss of the clean pass.")
-    norm: str = _option("linf", 'In which step_size is measured: "linf", "sign" or "l2".')
-    embedding: str | None = _option(None, '"word": perturb the word embeddings, not the whole embedding block.')
-    gradient: str = _option("exact", '"exact", or "fast": hold the clean prediction constant, and save a backward.')
+    alpha: float = field(
+        default=0.9, metadata={"help": "Percentile rank of importance at which an element is updated half the time."}
+    )
+    beta: float = field(default=10.0, metadata={"help": "How sharply the keep probability rises around alpha."})
+    refresh_every: int | None = field(
+        default=None, metadata={"help": "Optimizer steps between refreshes of the ranks. Default: an epoch."}
+    )
+    mask_schedule: str = field(
+        default="step", metadata={"help": '"step": new masks at every step; "refresh": at every refresh.'}
+    )
+    rescale: bool = field(default=True, metadata={"help": "Divide a kept gradient by its keep probability."})
+    selective: bool = field(
+        default=True, metadata={"help": "Train the transformer blocks selectively; otherwise the optimizer is AdamW."}
+    )
+    importance: str = field(
+        default="gradient", metadata={"help": '"gradient", or for ablations "random" or "magnitude".'}
+    )
+    importance_every: int = field(default=1, metadata={"help": "Accumulate importance at every k-th step only."})
+    always_update: list[str] | None = field(
+        default=None, metadata={"help": "Regular expressions of names that are never selective."}
+    )
+    state_dtype: str | None = field(
+        default=None, metadata={"help": 'Dtype of the moments, as "float32". Default: that of the parameter.'}
+    )
+    backend: str = field(default="auto", metadata={"help": '"auto", "triton", "native" or "reference".'})
+    step_size: float = field(default=0.1, metadata={"help": "Length of the perturbation of each token."})
+    consistency_weight: float = field(default=0.01, metadata={"help": "Weight of the consistency loss."})
+    adversarial_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the task loss of the adversarial pass."}
+    )
+    clean_weight: float = field(default=1.0, metadata={"help": "Weight of the task loss of the clean pass."})
+    norm: str = field(default="linf", metadata={"help": 'In which step_size is measured: "linf", "sign" or "l2".'})
+    embedding: str | None = field(
+        default=None, metadata={"help": '"word": perturb the word embeddings, not the whole embedding block.'}
+    )
+    gradient: str = field(
+        default="exact",
+        metadata={"help": '"exact", or "fast": hold the clean prediction constant, and save a backward.'},
+    )
 
     def make_optimizer(self, model: nn.Module, args: TrainingArguments) -> RoastAdamW:
         """The optimizer for the trainable parameters of ``model``.
@@ -65,15 +82,8 @@ class RoastConfig:
         for group in groups:
             group["selective"] = group["selective"] and self.selective
         names = (
-            "alpha",
-            "beta",
-            "refresh_every",
-            "mask_schedule",
-            "rescale",
-            "importance",
-            "importance_every",
-            "backend",
-        )
+            "alpha", "beta", "refresh_every", "mask_schedule", "rescale", "importance", "importance_every", "backend",
+        )  # fmt: skip
         return RoastAdamW(
             groups,
             lr=args.learning_rate,
@@ -84,22 +94,16 @@ class RoastConfig:
             **{name: getattr(self, name) for name in names},
         )
 
-    def make_adversary(self, model: nn.Module) -> AdversarialEmbedding:
+    def make_adversary(self, model: nn.Module) -> _TrainerAdversary:
         """The adversary of ``model``, which must not be wrapped, sharded or compiled yet.
 
         Raises:
             ValueError: an option is out of range, or the model has no embeddings.
         """
         names = (
-            "step_size",
-            "consistency_weight",
-            "adversarial_weight",
-            "clean_weight",
-            "norm",
-            "embedding",
-            "gradient",
-        )
-        return AdversarialEmbedding(model, **{name: getattr(self, name) for name in names})
+            "step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "embedding", "gradient",
+        )  # fmt: skip
+        return _TrainerAdversary(model, **{name: getattr(self, name) for name in names})
 
 
 class RoastCallback(TrainerCallback):
@@ -111,7 +115,7 @@ class RoastCallback(TrainerCallback):
                 callbacks=[RoastCallback()])
 
     Every end of an epoch refreshes the ranks, before a checkpoint is written there, unless the optimizer does so itself
-    (``refresh_every``). ``updated_share`` in the logs is the expected share of the model's trained elements that a step
+    (``refresh_every``). ``updated_share`` in the logs is the expected share of the trained elements that the next step
     updates. Reports to TensorBoard and the like are written before callbacks that the user adds; they show it if the
     callback comes first (``trainer.callback_handler.callbacks.insert(0, RoastCallback())``), as in RoastTrainer.
 
@@ -148,11 +152,30 @@ class RoastCallback(TrainerCallback):
             )
 
 
+class _TrainerAdversary(AdversarialEmbedding):
+    """Knows what became of the Trainer's ``num_items_in_batch``, the items of all accumulated micro-batches.
+
+    Attributes:
+        given_divisor: what ``loss_fn`` divides its loss by; None: it averages.
+        loss_is_divided: whether the loss of the last call was divided by ``num_items_in_batch``.
+    """
+
+    given_divisor: Any = None
+    loss_is_divided: bool = False
+
+    def _embedding_gradient(self, clean: Any, call: Any) -> Tensor:
+        gradient = super()._embedding_gradient(clean, call)
+        if self.loss_fn is not None:
+            call.loss_divisor = self.given_divisor
+        self.loss_is_divided = call.loss_divisor is not None
+        return gradient
+
+
 class RoastTrainer(Trainer):
     """A Trainer that trains with RoAST: :class:`.AdversarialEmbedding` computes its loss, :class:`.RoastAdamW` steps.
 
-    Use it like the Trainer. Evaluation is the Trainer's own. The ranks are refreshed at the end of every epoch, or every
-    ``roast.refresh_every`` optimizer steps. Resuming from a checkpoint continues bit for bit where the Trainer's does.
+    Use it like the Trainer. Evaluation is the Trainer's own. The ranks are refreshed at the end of every epoch, or
+    every ``roast.refresh_every`` optimizer steps. Resumed from a checkpoint, training continues bit for bit.
 
     The logs of the training loss gain ``task_loss``, ``adversarial_loss`` and ``consistency_loss`` (without their
     weights; ``loss`` is their weighted sum), ``updated_share`` (see :class:`RoastCallback`), and, if there were any,
@@ -175,8 +198,7 @@ class RoastTrainer(Trainer):
     def __init__(self, *args: Any, roast: RoastConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.roast = roast if roast is not None else RoastConfig()
-        self.adversary: AdversarialEmbedding | None = None
-        self._consistency_share: Tensor | float = 1.0
+        self.adversary: _TrainerAdversary | None = None
         self._loss_sums: dict[str, Tensor] = {}
         self._first_summed_step = 0
         self._check_arguments()
@@ -200,8 +222,9 @@ class RoastTrainer(Trainer):
             raise ValueError(f"{kind} flattens the parameters; use fsdp with fsdp_config={{'fsdp_version': 2}}")
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Make the optimizer, unless there is one, and the adversary, while the model is neither wrapped nor compiled."""
+        """Make the optimizer, unless there is one, and the adversary; the model is not wrapped or compiled yet."""
         model = self.model if model is None else model
+        assert model is not None
         if self.optimizer is None:
             self.optimizer = self.roast.make_optimizer(model, self.args)
         if self.adversary is None or unwrapped(self.adversary.model) is not unwrapped(model):
@@ -220,27 +243,31 @@ class RoastTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.adversary.model = model
         if self.compute_loss_func is None and self.label_smoother is None:
-            return super().compute_loss(self.adversary, inputs, return_outputs, num_items_in_batch)
-
-        self.adversary.loss_fn = partial(self._given_loss, num_items_in_batch=num_items_in_batch)
-        if num_items_in_batch is not None:
-            # The loss is then a sum, over the items of all accumulated micro-batches; the adversary's consistency loss
-            # is a mean over this micro-batch.
-            self._consistency_share = (inputs["labels"] != IGNORED_LABEL).sum() / num_items_in_batch
-            self.adversary.consistency_weight = self.roast.consistency_weight * self._consistency_share
-            if self.model_accepts_loss_kwargs:
-                inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-        outputs = self.adversary(**inputs)
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+            objective: Any = self.adversary
+            loss, outputs = super().compute_loss(objective, inputs, True, num_items_in_batch)
+            if num_items_in_batch is not None and not self.adversary.loss_is_divided:
+                # Classifiers of transformers take num_items_in_batch and average over the micro-batch all the same.
+                loss = loss * (self._items(inputs["labels"]) / num_items_in_batch)
+        else:
+            self.adversary.loss_fn = partial(self._given_loss, num_items_in_batch=num_items_in_batch)
+            self.adversary.given_divisor = num_items_in_batch
+            outputs = self.adversary(**inputs)
+            loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+                loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
-    def _given_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def _items(self, labels: Tensor) -> Tensor:
+        """How many labels the Trainer counts in ``num_items_in_batch``."""
+        shifted = getattr(self, "_loss_shifts_labels", False)
+        return (labels[..., 1:] if shifted else labels).ne(IGNORED_LABEL).sum()
+
+    def _given_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Any:
         """The loss of ``compute_loss_func`` or ``label_smoothing_factor``, as the Trainer computes it."""
         if self.compute_loss_func is not None:
             return self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
-        model = unwrapped(self.model)
+        assert self.label_smoother is not None
+        model: Any = self.accelerator.unwrap_model(self.model)
         predicts_next = model.can_generate() and not model.config.is_encoder_decoder
         return self.label_smoother(outputs, labels, shift_labels=predicts_next, num_items_in_batch=num_items_in_batch)
 
@@ -256,9 +283,8 @@ class RoastTrainer(Trainer):
             "consistency": self.roast.consistency_weight,
         }
         parts = {name: part.float() for name, part in self.adversary.last_losses.items()}
-        parts["consistency"] = parts["consistency"] * self._consistency_share
         # The Trainer has scaled the objective for accumulation and processes, each of its versions in its own way.
-        objective = sum(weights[name] * part for name, part in parts.items())
+        objective = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         scale = torch.where(objective == 0, 1.0, loss / objective)
         if not self._loss_sums:
             self._first_summed_step = self.state.global_step

@@ -18,10 +18,13 @@ CPU = torch.device("cpu")
 
 def test_philox_equals_the_published_known_answers(vectors: Callable[[str], Any]) -> None:
     for case in vectors("philox4x32_known_answers")["cases"]:
-        counter, key, words = ([int(word, 16) for word in case[part]] for part in ("counter", "key", "words"))
-        assert philox4x32(tuple(counter), tuple(key), rounds=case["rounds"]) == tuple(words)
-        tensors = philox4x32(tuple(torch.tensor([word, word]) for word in counter), tuple(key), rounds=case["rounds"])
-        assert [tensor.tolist() for tensor in tensors] == [[word, word] for word in words]
+        c0, c1, c2, c3 = (int(word, 16) for word in case["counter"])
+        low, high = (int(word, 16) for word in case["key"])
+        expected = [int(word, 16) for word in case["words"]]
+        assert list(philox4x32((c0, c1, c2, c3), (low, high), rounds=case["rounds"])) == expected
+        d0, d1, d2, d3 = (torch.tensor([word, word]) for word in (c0, c1, c2, c3))
+        words = philox4x32((d0, d1, d2, d3), (low, high), rounds=case["rounds"])
+        assert [torch.as_tensor(word).tolist() for word in words] == [[word, word] for word in expected]
 
 
 def test_philox_takes_numbers_and_tensors_of_several_shapes() -> None:

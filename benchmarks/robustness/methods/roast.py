@@ -26,8 +26,11 @@ class AdversarialOnly(Method):
     step_size: float = 0.1
     consistency_weight: float = 0.01
     adversarial_weight: float = 1.0
+    clean_weight: float = 1.0
     norm: str = "linf"
+    embedding: str | None = None
     gradient: str = "exact"
+    start_noise: float = 0.0
     adversary: AdversarialEmbedding | None = field(default=None, init=False, repr=False)
 
     def build(self, training: Training) -> Optimizer:
@@ -37,8 +40,11 @@ class AdversarialOnly(Method):
                 step_size=self.step_size,
                 consistency_weight=self.consistency_weight,
                 adversarial_weight=self.adversarial_weight,
+                clean_weight=self.clean_weight,
                 norm=self.norm,
+                embedding=self.embedding,
                 gradient=self.gradient,
+                start_noise=self.start_noise,
             )
         return super().build(training)
 
@@ -61,6 +67,9 @@ class SelectiveOnly(Method):
     alpha: float = 0.9
     beta: float = 10.0
     selective: bool = True
+    importance: str = "gradient"
+    mask_schedule: str = "step"
+    rescale: bool = True
     measure_first: bool = True  # whether one pass before training gives the first epoch masks
 
     @classmethod
@@ -81,6 +90,9 @@ class SelectiveOnly(Method):
             alpha=self.alpha,
             beta=self.beta,
             refresh_every=len(training.batches) if self.selective else None,
+            importance=self.importance,
+            mask_schedule=self.mask_schedule,
+            rescale=self.rescale,
             seed=training.seed,
         )
 

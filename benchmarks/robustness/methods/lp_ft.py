@@ -1,0 +1,37 @@
+"""LP-FT: first the classification head alone, then everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.optim import AdamW
+
+from ..training import Method, Training
+
+
+@dataclass
+class LinearProbingThenFineTuning(Method):
+    """`probing_epochs` over the head with the pre-trained model frozen, then plain fine-tuning."""
+
+    paper = "Kumar et al., Fine-tuning can distort pretrained features and underperform out-of-distribution, ICLR 2022"
+
+    probing_epochs: int = 1
+    probing_learning_rate: float = 1e-3
+
+    def before_training(self, training: Training) -> None:
+        pretrained = set(training.model.base_model.parameters())
+        head = [param for param in training.model.parameters() if param not in pretrained]
+        trainable = [param for param in pretrained if param.requires_grad]
+        for param in trainable:
+            param.requires_grad_(False)
+        optimizer = AdamW(head, lr=self.probing_learning_rate)
+        training.observer.stage("linear probing", self.probing_epochs * len(training.batches))
+        for epoch in range(self.probing_epochs):
+            for batch in training.batches.epoch(epoch):
+                loss = training.model(**batch).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                training.observer.advance(loss.item())
+        for param in trainable:
+            param.requires_grad_(True)

@@ -1,0 +1,166 @@
+"""The shared library with the native kernels: where it is, what it offers, and the threads it runs in."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+
+_INTERFACE = 1  # ROAST_INTERFACE in interface.h
+_INSTRUCTION_SET = "ROAST_NATIVE_ISA"  # environment variable: avx512, avx2 or portable instead of the best there is
+
+_List = ctypes.c_void_p  # address of an array of 64-bit integers
+
+_forked = False
+
+
+class Step(ctypes.Structure):
+    """Arguments of ``roast_adamw``: RoastStep in interface.h, field by field."""
+
+    _fields_ = (
+        ("count", ctypes.c_int64),
+        ("numel", _List),
+        ("params", _List),
+        ("grads", _List),
+        ("exp_avgs", _List),
+        ("exp_avg_sqs", _List),
+        ("max_exp_avg_sqs", _List),
+        ("state_steps", _List),
+        ("importances", _List),
+        ("rank_codes", _List),
+        ("parameter_ids", _List),
+        ("first_indices", _List),
+        ("inner_lengths", _List),
+        ("outer_strides", _List),
+        ("thresholds", _List),
+        ("rescaling", ctypes.c_void_p),
+        ("seed", ctypes.c_uint64),
+        ("draw_number", ctypes.c_int64),
+        ("lr", ctypes.c_double),
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("eps", ctypes.c_double),
+        ("weight_decay", ctypes.c_double),
+        ("maximize", ctypes.c_int32),
+        ("param_dtype", ctypes.c_int32),
+        ("moment_dtype", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+_FUNCTIONS = {
+    "roast_adamw": (ctypes.POINTER(Step),),
+    "roast_accumulate": (ctypes.c_int64, _List, _List, _List, ctypes.c_int32, ctypes.c_int32),
+    "roast_histogram": (ctypes.c_int64, _List, _List, _List, ctypes.c_int32),
+    "roast_assign_codes": (ctypes.c_int64, _List, _List, _List, ctypes.c_void_p, ctypes.c_int32),
+    "roast_use_instruction_set": (ctypes.c_char_p,),
+    "roast_instruction_set": (),
+}
+
+
+class LibraryError(Exception):
+    """The library cannot be used in this process; the message says why and what to do."""
+
+
+@cache
+def _outcome() -> ctypes.CDLL | LibraryError:
+    try:
+        return _load()
+    except LibraryError as error:
+        return error
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library; its functions release the global interpreter lock.
+
+    Raises:
+        LibraryError: it was not built, cannot be loaded, or was asked for instructions that the processor lacks.
+    """
+    outcome = _outcome()
+    if isinstance(outcome, LibraryError):
+        raise outcome
+    return outcome
+
+
+def unavailable() -> str | None:
+    """Why the library cannot be used, and what to do about it; None when it can."""
+    outcome = _outcome()
+    return str(outcome) if isinstance(outcome, LibraryError) else None
+
+
+def _load() -> ctypes.CDLL:
+    folder = Path(__file__).parent
+    rebuild = "reinstall roast-optim where a C++17 compiler (g++ or clang++) is installed; pip install -v shows its errors"
+    files = sorted(folder.glob("_native*.so"))
+    if not files:
+        raise LibraryError(f"it was not built ({folder} holds no _native*.so): {rebuild}")
+    try:
+        loaded = ctypes.CDLL(str(files[0]))
+        interface = loaded.roast_interface()
+    except (OSError, AttributeError) as error:
+        raise LibraryError(f"{files[0]} cannot be loaded ({error}): {rebuild}") from error
+    if interface != _INTERFACE:
+        raise LibraryError(f"{files[0]} was built from another version of the sources: {rebuild}")
+    for name, argument_types in _FUNCTIONS.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = argument_types, ctypes.c_char_p
+    name = os.environ.get(_INSTRUCTION_SET, "")
+    message = loaded.roast_use_instruction_set(name.encode())
+    if message is not None:
+        raise LibraryError(f"{_INSTRUCTION_SET}={name!r}: {message.decode()}; unset {_INSTRUCTION_SET}")
+    loaded.roast_use_team.argtypes, loaded.roast_use_team.restype = (ctypes.c_void_p,), None
+    loaded.roast_use_team(_run_team())
+    return loaded
+
+
+def _run_team() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime of this process's torch, whose threads are thus shared.
+
+    The dynamic linker's own order: whatever is loaded for the whole process first (a preloaded runtime), then what torch
+    itself depends on.
+    """
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    for file in (None, *torch_libraries.glob("libtorch_cpu.*")):
+        try:
+            return ctypes.cast(ctypes.CDLL(file and str(file)).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    warnings.warn(
+        "the native backend of RoastAdamW found no OpenMP runtime in torch and runs in one thread", UserWarning, stacklevel=2
+    )
+    return None
+
+
+def use_instruction_set(name: str) -> None:
+    """Use the kernels of "avx512", "avx2" or "portable" from now on; "": the best that this processor has.
+
+    Raises:
+        ValueError: an unknown name, or instructions that this processor lacks.
+    """
+    message = library().roast_use_instruction_set(name.encode())
+    if message is not None:
+        raise ValueError(f"instruction set {name!r}: {message.decode()}")
+
+
+def instruction_set() -> str:
+    """The instruction set in use: "avx512", "avx2" or "portable"."""
+    name: bytes = library().roast_instruction_set()
+    return name.decode()
+
+
+def threads() -> int:
+    """Number of threads for a call: torch's; one in a forked process, in which the OpenMP runtime's threads are gone."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,124 @@
+"""Intervals, and the report made from recorded runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.robustness import report
+from benchmarks.robustness.summary import PERSPECTIVES, bootstrap, improvement_interval, mean, summarize
+
+BINS = {"rows": [0] * 9 + [4], "confidence": [0] * 9 + [3.8], "right": [0] * 9 + [3]}
+
+
+def run(method: str, seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
+    """A recorded run whose accuracies are all alike."""
+    labelled = {"rows": 4, "accuracy": accuracy, "ece": 0.1, "reliability": BINS, "worst_group": accuracy / 2}
+    return {
+        "purpose": "final", "task": "sentiment", "method": method, "model": "some/tiny", "seed": seed,
+        "options": {"learning_rate": 1e-5}, "train_rows": 64, "epochs": 3,
+        "acc_in": accuracy, "acc_shift": accuracy, "acc_adv": accuracy, "ece": 1 - accuracy, "auroc": None,
+        "per_set": {"test": {"role": "in_distribution", **labelled}, "imdb": {"role": "shift", **labelled}},
+        "seconds": 10.0 if method == "plain" else 25.0, "torch": "2.13.0", "commit": None,
+        "trajectory": [{"epoch": n, "l2": n, "share_moved": 0.1 * n, "cka": 1 - 0.1 * n, "cosine": 1} for n in (0, 1)],
+        **changes,
+    }  # fmt: skip
+
+
+PLAIN = [run("plain", seed, accuracy) for seed, accuracy in enumerate((0.80, 0.82, 0.78))]
+ROAST = [run("roast", seed, accuracy) for seed, accuracy in enumerate((0.85, 0.87, 0.83))]
+
+
+def by_seed(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {row["seed"]: row for row in rows}
+
+
+def test_a_bootstrap_of_equal_seeds_has_no_width() -> None:
+    interval = bootstrap(lambda seeds: mean([0.5 for _ in seeds]), [0, 1, 2])
+    assert interval is not None
+    assert (interval.low, interval.value, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_bootstrap_lies_between_the_extremes_and_is_the_same_every_time() -> None:
+    values = {0: 0.1, 1: 0.2, 2: 0.6}
+    first, second = (bootstrap(lambda seeds: mean([values[seed] for seed in seeds]), [0, 1, 2]) for _ in range(2))
+    assert first == second
+    assert first is not None
+    assert first.low is not None
+    assert first.high is not None
+    assert 0.1 <= first.low < first.value == pytest.approx(0.3) < first.high <= 0.6
+
+
+def test_one_seed_has_no_interval() -> None:
+    interval = bootstrap(lambda seeds: 0.5, [3])
+    assert interval is not None
+    assert interval.low is None
+    assert interval.high is None
+
+
+def test_improvement_is_of_means_and_judged_by_pairs() -> None:
+    interval = improvement_interval(by_seed(ROAST), by_seed(PLAIN), PERSPECTIVES[:1])
+    assert interval is not None
+    assert interval.value == pytest.approx(0.05 / 0.20)
+    assert interval.low is not None
+    assert interval.low > 0.05 / 0.23  # every pair differs by 0.05, whatever the seeds do together
+    assert improvement_interval(by_seed(ROAST), {9: PLAIN[0]}) is None
+
+
+def test_a_summary_averages_over_the_perspectives_that_exist() -> None:
+    plain, roast = summarize([*PLAIN, *ROAST])
+    assert plain.average_improvement == 0
+    assert roast.scores["acc_in"] == pytest.approx(0.85)
+    assert roast.improvement["ece"] == pytest.approx(0.25)
+    assert roast.improvement["auroc"] is None
+    assert roast.average_improvement == pytest.approx(0.25)
+
+
+def test_a_report_has_tables_and_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    tuning = [
+        run("roast", 9, 0.8, purpose="tuning", options={"alpha": alpha, "beta": beta})
+        for alpha in (0.6, 0.9)
+        for beta in (1, 10)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*PLAIN, *ROAST, *tuning]))
+    assert report.main([str(path), "--output", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| roast | **85.0** (83.0 to 87.0) |" in text
+    assert "| plain | _80.0_ (78.0 to 82.0) |" in text
+    assert "| 25 | 2.50 |" in text
+    assert "**25.0**" in text
+    pictures = [
+        f"sentiment-tiny-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance", "alpha-beta")
+    ]
+    for name in pictures:
+        assert f"]({name})" in text
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_variants_of_a_method_are_told_apart_by_what_differs() -> None:
+    other = run("roast", 0, 0.9, options={"learning_rate": 2e-5})
+    assert list(report.by_method([*PLAIN, *ROAST, other])) == [
+        "plain", "roast (learning_rate 1e-05)", "roast (learning_rate 2e-05)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [([], "no run with purpose final"), ([{"a": 1}], r"runs\.jsonl:1: not a run")]
+)
+def test_runs_that_cannot_be_reported_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], message: str
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert report.main([str(path), "--output", str(tmp_path / "out")]) == 2
+    assert message.replace("\\", "") in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl does not exist" in capsys.readouterr().err

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from .data_parallel import call_as_one_forward_pass
-from .embedding_block import find_embedding_output, is_sharded, unwrapped
+from .embedding_block import find_embedding_output, unwrapped
 from .embedding_hook import EmbeddingHook, ForwardPass
 from .losses import consistency_loss
-from .model_output import argument, loss_and_logits, with_loss
+from .model_call import ModelCall, loss_and_logits, with_loss
 from .perturbation import NORMS, perturbation, token_mask
-from .task_gradient import differentiate, replay
+from .task_gradient import differentiate, parameters_to_hold, replay
 
 _GRADIENTS = ("exact", "fast")
 
@@ -152,35 +152,31 @@ class AdversarialEmbedding:
         labels = kwargs.pop("labels", None) if self.loss_fn else None
         if not (unwrapped(self.model).training and torch.is_grad_enabled()):
             return self.model(*args, **kwargs)
+        if self.loss_fn and labels is None:
+            raise ValueError("labels=None: loss_fn needs labels= in training mode; pass them, or call model.eval()")
         try:
             self._hook.attach()
             if isinstance(self.model, nn.parallel.DistributedDataParallel):
-                objective = partial(self._objective, self.model.module, labels)
-                return call_as_one_forward_pass(self.model, objective, args, kwargs)
-            return self._objective(self.model, labels, *args, **kwargs)
+                both_passes = partial(self._both_passes, self.model.module, labels)
+                return call_as_one_forward_pass(self.model, both_passes, args, kwargs)
+            return self._both_passes(self.model, labels, *args, **kwargs)
         except BaseException:
             self._hook.remove()
             raise
 
-    def _objective(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Both passes of a model; ``labels`` are those of ``loss_fn``."""
-        call = _Call(model, args, kwargs, labels)
-        if self.loss_fn is None:
-            call.labels = call.argument("labels")
-        elif labels is None:
-            raise ValueError("labels=None: loss_fn needs labels= in training mode; pass them, or call model.eval()")
-        call.watch_num_items()
-        clean = self._forward(ForwardPass(), call)
-        gradient = self._embedding_gradient(clean, call)
-        adversarial = self._forward(ForwardPass(clean.embeddings, self._perturbation(gradient, call)), call)
-        self._hook.keep(adversarial.forward_pass, adversarial.loss)
+    def _both_passes(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
+        call = ModelCall(model, args, kwargs, labels)
+        clean = self._fast_clean_pass(call) if self.gradient == "fast" else self._exact_clean_pass(call)
+        perturbed = ForwardPass(clean.embeddings, self._perturbation(clean, call))
+        adversarial = self._run(perturbed, call)
+        self._hook.keep(perturbed, adversarial.loss)
         consistency = consistency_loss(
             clean.logits,
             adversarial.logits,
             call.labels,
             problem_type=getattr(call.config, "problem_type", None),
-            labels_are_shifted=self._labels_are_shifted(call),
-            num_items=call.loss_divisor,
+            labels_are_shifted=self.loss_fn is None and call.labels_are_shifted,
+            num_items=clean.loss_divisor,
         )
         self.last_losses = {
             "task": clean.loss.detach(),
@@ -194,7 +190,29 @@ class AdversarialEmbedding:
         )
         return with_loss(clean.output, objective, loss_is_new=self.loss_fn is not None)
 
-    def _forward(self, forward_pass: ForwardPass, call: _Call) -> _Result:
+    def _exact_clean_pass(self, call: ModelCall) -> _Result:
+        """A pass whose graph is kept for the update."""
+        clean = self._run(ForwardPass(), call)
+        started = clean
+        if self.start_noise:
+            started = self._run(ForwardPass(clean.embeddings, self._noise_like(clean.embeddings)), call)
+        self._differentiate(started, call, [])
+        clean.gradient, clean.loss_divisor = started.gradient, started.loss_divisor
+        return clean
+
+    def _fast_clean_pass(self, call: ModelCall) -> _Result:
+        """A pass whose graph is gone, its gradients held in the loss."""
+        parameters = parameters_to_hold(call.model)
+        call_on_leaves, inputs, leaves = call.on_leaves()
+        clean = self._run(ForwardPass(), call_on_leaves)
+        held = self._differentiate(clean, call, [*parameters, *leaves])
+        clean.loss = replay(clean.loss, [*parameters, *inputs], held)
+        clean.logits = clean.logits.detach()
+        # Lest the graph be entered by way of the output, as DistributedDataParallel would do.
+        clean.output = tree_map_only(Tensor, Tensor.detach, clean.output)
+        return clean
+
+    def _run(self, forward_pass: ForwardPass, call: ModelCall) -> _Result:
         kwargs = call.kwargs
         with self._hook.running(forward_pass):
             if self._answers_inputs_embeds(call):
@@ -203,49 +221,23 @@ class AdversarialEmbedding:
         loss, logits = loss_and_logits(output, call.labels, self.loss_fn)
         return _Result(forward_pass, output, loss, logits)
 
-    def _answers_inputs_embeds(self, call: _Call) -> bool:
+    def _answers_inputs_embeds(self, call: ModelCall) -> bool:
         """Does ``inputs_embeds`` stand in for the table that is to be perturbed?"""
         return self._hook.target.is_table and isinstance(call.kwargs.get("inputs_embeds"), Tensor)
 
-    def _embedding_gradient(self, clean: _Result, call: _Call) -> Tensor:
-        """Gradient of the task loss, of any scale, with respect to the embeddings."""
-        fast = self.gradient == "fast"
-        held = self._trainable_tensors(call) if fast else []
-        started = clean
-        if self.start_noise:
-            started = self._forward(ForwardPass(clean.embeddings, self._noise_like(clean.embeddings)), call)
-        watched = [started.forward_pass.addend] + ([call.num_items] if call.num_items is not None else [])
-        gradients = differentiate(started.loss, [*watched, *held], retain_graph=not fast)
-        gradient = gradients[0]
-        if gradient is None:
+    def _differentiate(self, result: _Result, call: ModelCall, held: list[Tensor]) -> list[Tensor | None]:
+        """Find the gradient and the divisor of a loss; return its gradients with respect to what is to be held."""
+        watched = [result.forward_pass.addend, *([] if call.num_items is None else [call.num_items])]
+        gradients = differentiate(result.loss, [*watched, *held], retain_graph=self.gradient == "exact")
+        result.gradient = gradients[0]
+        if result.gradient is None:
             raise RuntimeError(
                 f"the task loss does not depend on the embedding {self.embedding_name!r}, or only through a reentrant "
                 "checkpoint; pass embedding=, a module that it depends on, or use_reentrant=False"
             )
-        if len(watched) > 1 and gradients[1] is not None:
-            call.loss_divisor = watched[1].detach()
-        if fast:
-            clean.loss = replay(clean.loss, held, gradients[len(watched) :])
-            clean.logits = clean.logits.detach()
-            # The graph is gone, and must not be entered by way of the output, as DistributedDataParallel would do.
-            clean.output = tree_map_only(Tensor, Tensor.detach, clean.output)
-        return gradient
-
-    def _trainable_tensors(self, call: _Call) -> list[Tensor]:
-        """Everything that the clean pass has gradients for: parameters, and inputs that require one."""
-        if any(is_sharded(module) for module in call.model.modules()):
-            raise RuntimeError('gradient="fast" cannot hold the gradients of a sharded model; use gradient="exact"')
-        tensors = [
-            tensor
-            for tensor in (*call.model.parameters(), *tree_leaves((call.args, call.kwargs)))
-            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor is not call.num_items
-        ]
-        if any(tensor._backward_hooks for tensor in tensors):
-            raise RuntimeError(
-                'gradient="fast" would run hooks registered with a parameter or input twice, on its gradient and when '
-                'that is handed on; use gradient="exact", or register_post_accumulate_grad_hook'
-            )
-        return tensors
+        if call.num_items is not None and gradients[1] is not None:
+            result.loss_divisor = call.num_items.detach()
+        return gradients[len(watched) :]
 
     def _noise_like(self, embeddings: Tensor) -> Tensor:
         """A leaf of uniform noise, drawn from a generator of its own."""
@@ -259,7 +251,9 @@ class AdversarialEmbedding:
         )
         return noise.mul_(self.start_noise).requires_grad_()
 
-    def _perturbation(self, gradient: Tensor, call: _Call) -> Tensor:
+    def _perturbation(self, clean: _Result, call: ModelCall) -> Tensor:
+        gradient = clean.gradient
+        assert gradient is not None
         tokens_first = self._hook.target.tokens_first and not self._answers_inputs_embeds(call)
         attention_mask, tokens = call.argument("attention_mask"), None
         # Embeddings of two dimensions have no padding: those of all tokens of the batch in a row.
@@ -271,47 +265,26 @@ class AdversarialEmbedding:
         self._nonfinite_samples = self._nonfinite_samples + nonfinite_samples
         return step
 
-    def _labels_are_shifted(self, call: _Call) -> bool:
-        """Does the prediction at a token belong to the label of the next one?"""
-        can_generate = getattr(unwrapped(call.model), "can_generate", None)
-        is_encoder_decoder = getattr(call.config, "is_encoder_decoder", False)
-        return self.loss_fn is None and can_generate is not None and can_generate() and not is_encoder_decoder
-
-
-@dataclass
-class _Call:
-    """What the adversary was called with, and the model to run."""
-
-    model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    labels: Any
-    num_items: Tensor | None = None
-    loss_divisor: Tensor | None = None
-
-    @property
-    def config(self) -> Any:
-        return getattr(unwrapped(self.model), "config", None)
-
-    def argument(self, name: str) -> Any:
-        return argument(unwrapped(self.model), name, self.args, self.kwargs)
-
-    def watch_num_items(self) -> None:
-        """Make ``num_items_in_batch`` a leaf: many models take it, and divide their loss by it or do not."""
-        num_items = self.kwargs.get("num_items_in_batch")
-        if num_items is not None:
-            self.num_items = torch.as_tensor(num_items, dtype=torch.float32).detach().clone().requires_grad_()
-            self.kwargs["num_items_in_batch"] = self.num_items
-
 
 @dataclass
 class _Result:
-    """What a forward pass gave."""
+    """What a forward pass gave.
+
+    Attributes:
+        forward_pass: the pass.
+        output: of the model.
+        loss: the task loss, a scalar.
+        logits: of the output.
+        gradient: of the task loss, times a constant, with respect to the embeddings, once it is taken.
+        loss_divisor: ``num_items_in_batch``, if the model has divided the loss by it.
+    """
 
     forward_pass: ForwardPass
     output: Any
     loss: Tensor
     logits: Tensor
+    gradient: Tensor | None = None
+    loss_divisor: Tensor | None = None
 
     @property
     def embeddings(self) -> Tensor:

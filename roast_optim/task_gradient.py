@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .embedding_block import is_sharded
 
 # The loss is differentiated times this, lest float16 gradients underflow: a GradScaler scales the objective, later. A
 # power of two changes no other digit.
@@ -38,6 +40,25 @@ def differentiate(loss: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool)
             "pass use_reentrant=False where checkpointing is switched on"
         ) from error
     return list(gradients)
+
+
+def parameters_to_hold(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters whose gradients :func:`replay` is to hand on.
+
+    Raises:
+        RuntimeError: the model is sharded, so that its gradients must be reduced before they are handed on, or hooks of
+            its parameters would see them twice.
+    """
+    if any(is_sharded(module) for module in model.modules()):
+        raise RuntimeError('gradient="fast" cannot hold the gradients of a sharded model; use gradient="exact"')
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    hooked = [name for name, parameter in parameters if parameter._backward_hooks]
+    if hooked:
+        raise RuntimeError(
+            f'gradient="fast" would run the hooks of the parameters {hooked} twice, when it takes their gradients and '
+            'when it hands them on; use gradient="exact", or register_post_accumulate_grad_hook'
+        )
+    return [parameter for _, parameter in parameters]
 
 
 def replay(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:

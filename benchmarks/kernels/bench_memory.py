@@ -7,7 +7,7 @@ import torch
 
 from . import memory
 from .conftest import Row
-from .contestants import FASTEST, backend_name, cannot_run
+from .contestants import FASTEST, cannot_run
 from .pairs import Benchmark
 
 
@@ -19,11 +19,11 @@ def test_extra_memory(
     backend = FASTEST[device.type] if backend == "fastest" else backend
     workload = "110M" if call == "refresh" else "25M"  # no temporary of a step is larger than a tensor
     impossible = cannot_run(backend, device) or memory.unavailable(device)
-    row(f"extra memory of a {call}, {workload}", backend_name(backend), impossible)
-    taken = []
+    row(f"extra memory of a {call}, {workload}", backend, impossible)
 
-    def measure() -> None:
-        taken.append(memory.in_fresh_process(call, backend, workload, device, tiny))
+    def measure() -> int:
+        if tiny:
+            return memory.of_call(call, backend, workload, device, tiny=True)
+        return memory.of_call_in_fresh_process(call, backend, workload, device)
 
-    benchmark.pedantic(measure)
-    benchmark.extra_info["extra_bytes"] = taken[0]
+    benchmark.extra_info["extra_bytes"] = benchmark.pedantic(measure)

@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
 
+from roast_optim.kernels import native
+
 from .conftest import Compare, Row
-from .contestants import (
-    FASTEST,
-    STRAIGHTFORWARD,
-    backend_name,
-    cannot_run,
-    roast,
-    straightforward_roast,
-    torch_adamw,
-)
+from .contestants import FASTEST, STRAIGHTFORWARD, cannot_run, roast, straightforward_roast, torch_adamw
 from .pairs import copy_like
 from .workloads import WORKLOADS, Shapes
 
 every_workload = pytest.mark.parametrize("workload", WORKLOADS)
 
 
+@pytest.fixture
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """Name of the instruction set of the native backend; the one in use comes back afterwards."""
+    before = native.instruction_set() if native.unavailable() is None else None
+    yield request.param
+    if before is not None:
+        native.use_instruction_set(before)
+
+
 @every_workload
-@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(
+    ("device", "instruction_set"),
+    [("cpu", "avx512"), ("cpu", "avx2"), ("cpu", "portable"), ("cuda", None)],
+    indirect=True,
+)
 def test_fastest_backend(
-    row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes], workload: str, every: int
+    row: Row,
+    compare: Compare,
+    device: torch.device,
+    instruction_set: str | None,
+    sizes: Mapping[str, Shapes],
+    workload: str,
 ) -> None:
     backend, shapes = FASTEST[device.type], sizes[workload]
-    mode = "" if every == 1 else f", importance_every={every}"
-    row(f"step, {workload}", backend_name(backend) + mode, cannot_run(backend, device))
-    candidate = roast(backend, shapes, device, importance_every=every)
-    compare(candidate, [copy_like(candidate, device), torch_adamw("fused", shapes, device, calls=every)])
+    name = f"{backend} ({instruction_set})" if instruction_set else backend
+    row(f"step, {workload}", name, cannot_run(backend, device) or cannot_use(instruction_set))
+    candidate = roast(backend, shapes, device)
+    compare(candidate, [copy_like(candidate, device), torch_adamw("fused", shapes, device)])
 
 
-def test_fastest_backend_in_bfloat16(
-    row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes]
+@every_workload
+def test_importance_every_fourth_step(
+    row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes], workload: str
 ) -> None:
+    backend, shapes = FASTEST[device.type], sizes[workload]
+    row(f"step, {workload}", f"{backend}, importance_every=4", cannot_run(backend, device))
+    candidate = roast(backend, shapes, device, importance_every=4)
+    compare(candidate, [copy_like(candidate, device), torch_adamw("fused", shapes, device, calls=4)])
+
+
+def test_bfloat16(row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes]) -> None:
     backend, shapes = FASTEST[device.type], sizes["25M"]
-    row("step, 25M bfloat16", backend_name(backend), cannot_run(backend, device))
+    row("step, 25M bfloat16", backend, cannot_run(backend, device))
     candidate = roast(backend, shapes, device, dtype=torch.bfloat16)
     compare(candidate, [copy_like(candidate, device), torch_adamw("fused", shapes, device, dtype=torch.bfloat16)])
 
@@ -48,7 +68,7 @@ def test_fastest_backend_against_straightforward(
     row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes]
 ) -> None:
     backend, shapes = FASTEST[device.type], sizes["110M"]
-    row("step, 110M", backend_name(backend), cannot_run(backend, device))
+    row("step, 110M", backend, cannot_run(backend, device))
     compare(roast(backend, shapes, device), [straightforward_roast(shapes, device)])
 
 
@@ -56,7 +76,7 @@ def test_fastest_backend_against_straightforward(
 def test_reference_backend(
     row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes], workload: str
 ) -> None:
-    row(f"step, {workload}", backend_name("reference"), cannot_run("reference", device))
+    row(f"step, {workload}", "reference", cannot_run("reference", device))
     candidate = roast("reference", sizes[workload], device)
     compare(candidate, [copy_like(candidate, device), torch_adamw("fused", sizes[workload], device)])
 
@@ -77,3 +97,13 @@ def test_straightforward_roast(
 ) -> None:
     row(f"step, {workload}", STRAIGHTFORWARD, cannot_run("reference", device))
     compare(straightforward_roast(sizes[workload], device), [torch_adamw("fused", sizes[workload], device)])
+
+
+def cannot_use(instruction_set: str | None) -> str | None:
+    """Use that instruction set from now on; why not, if it cannot be used."""
+    if instruction_set is not None:
+        try:
+            native.use_instruction_set(instruction_set)
+        except ValueError as error:
+            return str(error)
+    return None

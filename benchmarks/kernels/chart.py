@@ -20,7 +20,7 @@ def draw_chart(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         if BASELINE in row.get("opponents", {}):
             panel = panels.setdefault(f"{row['what']}, {row['device']}", {BASELINE: 1.0})
             panel.setdefault(row["candidate"], row["opponents"][BASELINE]["ratio"])
-    figure = Figure(figsize=(9, 0.6 + sum(0.8 + 0.3 * len(bars) for bars in panels.values())), layout="constrained")
+    figure = Figure(figsize=(9, 1.0 + sum(0.8 + 0.3 * len(bars) for bars in panels.values())), layout="constrained")
     heights = [2 + len(bars) for bars in panels.values()]
     axes = figure.subplots(max(len(panels), 1), 1, squeeze=False, sharex=True, height_ratios=heights or None)[:, 0]
     for panel_axes, (title, bars) in zip(axes, panels.items(), strict=False):

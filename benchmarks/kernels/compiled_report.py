@@ -3,8 +3,8 @@
     python -m benchmarks.kernels.compiled_report
 
 compiles every kernel for every target, which needs no GPU, and writes ``results/compiled.json`` and
-``results/compiled.md``. Nothing in it is measured: a roofline says how fast a kernel could at best be, and by what it is
-held back. Data flows one way: compiled_kernels -> disassembly -> this report.
+``results/compiled.md``. Nothing in it is measured: a roofline says how fast a kernel could be at best, and what would
+hold it back. Data flows one way: compiled_kernels -> disassembly -> this report.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ GPUS = {
         "H100 SXM5",
         3.35e12,
         67e12 / 2,
-        "NVIDIA H100 data sheet (3.35 TB/s, 67 TFLOPS float32) and Hopper architecture white paper (132 SMs of 128 lanes)",
+        "NVIDIA H100 data sheet (3.35 TB/s, 67 TFLOPS float32) and Hopper architecture white paper (128 lanes per SM)",
     ),
     "sm_100": Gpu(
         "B200",
@@ -132,8 +132,8 @@ def report(rows: list[dict[str, Any]]) -> str:
             f"{gpu.bandwidth / 1e12:.3g} TB/s, {gpu.issue_rate / 1e12:.3g} x 10^12 instructions x lanes per second. "
             f"Source: {gpu.source}.",
             "",
-            "| kernel | registers | spills | shared bytes | instructions per element | accesses in the main loop, bits "
-            "| bytes per element | 10^9 elements/s, memory | issue |",
+            "| kernel | registers | spills | shared bytes | instructions per element "
+            "| accesses in the main loop, bits | bytes per element | 10^9 elements/s, memory | issue |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [
@@ -160,12 +160,16 @@ def main() -> None:
     """Compile, disassemble, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of compiled.json and compiled.md")
-    output: Path = parser.parse_args().output
-    rows = [figures(kernel, target) for kernel in KERNELS for target in TARGETS]
+    parser.add_argument("--kernel", choices=[kernel.name for kernel in KERNELS], help="only this one, and no Markdown")
+    arguments = parser.parse_args()
+    output: Path = arguments.output
+    kernels = [kernel for kernel in KERNELS if arguments.kernel in (None, kernel.name)]
+    rows = [figures(kernel, target) for kernel in kernels for target in TARGETS]
     output.mkdir(parents=True, exist_ok=True)
     document = {"triton": version("triton"), "gpus": {name: vars(gpu) for name, gpu in GPUS.items()}, "kernels": rows}
     (output / "compiled.json").write_text(json.dumps(document, indent=1) + "\n")
-    (output / "compiled.md").write_text(report(rows))
+    if arguments.kernel is None:
+        (output / "compiled.md").write_text(report(rows))
 
 
 if __name__ == "__main__":

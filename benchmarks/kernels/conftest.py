@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import pytest
 import torch
 
+from roast_optim.kernels import native
+
 from . import pairs
 from .pairs import Benchmark, Contestant
 from .workloads import Shapes, workloads
@@ -85,6 +87,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
         "cpu": processor,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "instruction_set": native.instruction_set() if native.unavailable() is None else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {

@@ -31,11 +31,6 @@ def cannot_run(backend: str, device: torch.device) -> str | None:
     return None if load_backend(backend).supports(device) else f"it does not run on {device}"
 
 
-def backend_name(backend: str) -> str:
-    """As in table and chart: with the instruction set, where there are several."""
-    return backend
-
-
 def ranked_optimizer(backend: str, shapes: Shapes, device: torch.device, **options: Any) -> RoastAdamW:
     """RoastAdamW after its first refresh, every tensor selective; ``options`` are its own and ``dtype``."""
     parameters = make_parameters(shapes, device, options.pop("dtype", torch.float32))
@@ -59,7 +54,7 @@ def roast(
     importance = sum(state["importance"].nbytes for state in optimizer.state.values())
     moved = step_bytes(optimizer) + 2 * importance / importance_every
     run = repeated(optimizer.step, importance_every)
-    return Contestant(backend_name(backend), run, calls=importance_every, bytes_moved=moved)
+    return Contestant(backend, run, calls=importance_every, bytes_moved=moved)
 
 
 def torch_adamw(

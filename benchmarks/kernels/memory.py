@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from roast_optim.kernels.backend import BACKEND_NAMES
+
 from .contestants import ranked_optimizer
 from .workloads import TINY_WORKLOADS, WORKLOADS, workloads
 
@@ -53,31 +55,41 @@ def resident_bytes(field: str) -> int:
     return 1024 * int(found[1])
 
 
-def in_fresh_process(call: str, backend: str, workload: str, device: torch.device, tiny: bool) -> int:
-    """What :func:`main` prints."""
+def of_call(call: str, backend: str, workload: str, device: torch.device, tiny: bool = False) -> int:
+    """Bytes that one call of an optimizer takes beyond parameters, gradients and state.
+
+    Args:
+        call: "step" or "refresh".
+        backend: of the optimizer.
+        workload: name of the shapes.
+        device: of the parameters.
+        tiny: for trying out.
+    """
+    # Code of torch is loaded when it is first used, which is not what is to be measured: use it on next to nothing.
+    for name in ("reference", backend):
+        small = ranked_optimizer(name, TINY_WORKLOADS[workload], device)
+        small.step()
+        small.refresh()
+    optimizer = ranked_optimizer(backend, workloads(tiny)[workload], device)
+    optimizer.step()
+    return peak_extra_memory(getattr(optimizer, call), device)
+
+
+def of_call_in_fresh_process(call: str, backend: str, workload: str, device: torch.device) -> int:
+    """:func:`of_call`, in a process of its own."""
     command = [sys.executable, "-m", __spec__.name, call, backend, workload, "--device", device.type]
-    return int(subprocess.run(command + ["--tiny"] * tiny, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
+    return int(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the bytes that one call takes at most beyond parameters, gradients and state."""
+    """Print the bytes that one call takes beyond parameters, gradients and state."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.memory", description=main.__doc__)
     parser.add_argument("call", choices=CALLS)
-    parser.add_argument("backend")
+    parser.add_argument("backend", choices=BACKEND_NAMES)
     parser.add_argument("workload", choices=WORKLOADS)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--tiny", action="store_true", help="a trial of this program")
     options = parser.parse_args(arguments)
-
-    # Code of torch is loaded when it is first used, which is not what is to be measured: use it on next to nothing.
-    for name in ("reference", options.backend):
-        small = ranked_optimizer(name, TINY_WORKLOADS[options.workload], options.device)
-        small.step()
-        small.refresh()
-
-    optimizer = ranked_optimizer(options.backend, workloads(options.tiny)[options.workload], options.device)
-    optimizer.step()
-    print(peak_extra_memory(getattr(optimizer, options.call), options.device))
+    print(of_call(options.call, options.backend, options.workload, options.device))
     return 0
 
 

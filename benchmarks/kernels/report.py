@@ -17,7 +17,7 @@ from .pairs import COPY
 from .targets import TARGETS, Target
 
 RESULTS = Path(__file__).parent / "results"
-TABLE, CHART = "benchmarks.md", "step.png"
+JSON, TABLE, CHART = "benchmarks.json", "benchmarks.md", "step.png"
 
 Row = dict[str, Any]  # what a benchmark noted in its extra_info; see pairs.compare
 
@@ -33,13 +33,12 @@ there before.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the tables and the chart, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.report", description=main.__doc__)
-    parser.add_argument("json", nargs="*", type=Path, help=f"files of pytest-benchmark; default: all of {RESULTS}")
+    parser.add_argument("json", nargs="*", type=Path, default=[RESULTS / JSON], help="what pytest-benchmark wrote")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where tables and chart go")
     options = parser.parse_args(arguments)
-    files = options.json or sorted(RESULTS.glob("*.json"))
-    if not files:
-        parser.error(f"there is no JSON in {RESULTS}; run the benchmarks with --benchmark-json first")
-    contents = [json.loads(file.read_text()) for file in files]
+    if missing := [str(file) for file in options.json if not file.exists()]:
+        parser.error(f"there is no {', '.join(missing)}: run the benchmarks first, with --benchmark-json")
+    contents = [json.loads(file.read_text()) for file in options.json]
     rows = [benchmark["extra_info"] for content in contents for benchmark in content["benchmarks"]]
     text = report(rows, [content["machine_info"] for content in contents])
     options.output.mkdir(parents=True, exist_ok=True)
@@ -122,8 +121,9 @@ def reasons_of(rows: Sequence[Row]) -> dict[str, str]:
 
 def machine_line(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
-    devices = [f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads", machine["gpu"]]
-    return "; ".join(part for part in (*devices, machine["system"], versions) if part)
+    processor = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    native = machine["instruction_set"] and f"native: {machine['instruction_set']}"
+    return "; ".join(part for part in (processor, native, machine["gpu"], machine["system"], versions) if part)
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -51,7 +51,8 @@ def report(settings: Settings, rows: Sequence[Row], console: Console) -> None:
     chosen = {**asdict(settings), "output": str(settings.output)}
     methods = {each.method: each.as_json() for each in summaries}
     write_json(settings.output / RESULTS, {"settings": chosen, "methods": methods, "runs": list(rows)})
-    reliability_diagram(settings.output / RELIABILITY, rows)
+    shown = [row for row in rows if row["method"] in ("plain", "roast")] or rows
+    reliability_diagram(settings.output / RELIABILITY, shown)
     console.print(f"Written to {settings.output}: {RESULTS}, {RELIABILITY}, {RUNS}")
 
 

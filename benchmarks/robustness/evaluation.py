@@ -32,7 +32,7 @@ def evaluate(classifier: Classifier, suite: Suite, attack_rows: int = 0, observe
     """
     labelled_sets = [suite.in_distribution, *suite.role("shift"), *suite.role("adversarial")]
     anomaly_sets = suite.role("anomaly")
-    observer.stage("evaluating", len(labelled_sets) + len(anomaly_sets) + (attack_rows > 0))
+    observer.stage("evaluation", len(labelled_sets) + len(anomaly_sets) + (attack_rows > 0))
     per_set: dict[str, dict[str, Any]] = {}
     inside = classifier.predict(suite.in_distribution.texts())
     for each in labelled_sets:

@@ -45,7 +45,7 @@ def run_study(settings: Settings, console: Console) -> list[Row]:
     for identity, method in planned(settings, suite, methods):
         row = store.find(identity)
         if row is None:
-            with ProgressBar(console, f"{method.name}, seed {identity['seed']}") as bar:
+            with ProgressBar(console, f"{method.name} {identity['seed']}") as bar:
                 row = {**identity, **run_once(settings, suite, method, identity["seed"], bar)}
             store.append(row)
         else:

@@ -16,20 +16,17 @@ CAPTION = (
 
 
 def results_table(title: str, summaries: Sequence[MethodSummary]) -> Table:
-    """A row per method with its mean scores in percent, and for all but plain a row of relative improvement."""
+    """Each method's mean scores in percent, and for all but plain its relative improvement."""
     table = Table(title=title, caption=CAPTION, box=SIMPLE_HEAD)
-    table.add_column("Method", no_wrap=True)
+    table.add_column("Method", overflow="fold")
     for perspective in PERSPECTIVES:
-        table.add_column(perspective.title, justify="right")
-    table.add_column("Seconds", justify="right")
+        table.add_column(perspective.title, justify="right", no_wrap=True)
+    table.add_column("Seconds", justify="right", no_wrap=True)
     for each in summaries:
         table.add_row(each.method, *(percent(each.scores[one.key]) for one in PERSPECTIVES), f"{each.seconds:.0f}")
-    for each in summaries:
         if each.method != "plain" and each.average_improvement is not None:
-            table.add_section()
-            cells = (signed(each.improvement[one.key]) for one in PERSPECTIVES)
-            table.add_row(f"{each.method} over plain", *cells, "")
-            table.add_row("  average", signed(each.average_improvement))
+            table.add_row("  over plain", *(signed(each.improvement[one.key]) for one in PERSPECTIVES), "")
+            table.add_row("  on average", signed(each.average_improvement))
     return table
 
 

@@ -11,8 +11,7 @@ reference takes (other dtypes, tensors that are not contiguous or overlap, ``cap
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -47,9 +46,9 @@ def supports(device: torch.device) -> bool:
 
 
 class _StepPlan(NamedTuple):
-    """What the kernels need to know about all tensors of a step."""
+    """Sizes and addresses of the tensors of a step, and their dtypes as numbers."""
 
-    numel: array[int]
+    lists: list[array[int]]
     param_dtype: int
     moment_dtype: int
 
@@ -126,35 +125,35 @@ def _plan_step(
     _: list[Placement],
 ) -> _StepPlan | None:
     dtype, moment_dtype = params[0].dtype, exp_avgs[0].dtype
-    if dtype not in _DTYPES or moment_dtype not in _DTYPES or any(map(Tensor.is_neg, grads)):
+    if dtype not in _DTYPES or moment_dtype not in _DTYPES or any(grad.is_neg() for grad in grads):
         return None
     numel = _numel(params)
-    expected = (
-        (params, dtype),
-        (grads, dtype),
-        (exp_avgs, moment_dtype),
-        (exp_avg_sqs, moment_dtype),
-        (max_exp_avg_sqs, moment_dtype),
-        (importances, torch.float32),
-        (rank_codes, torch.uint8),
-    )
-    if not all(_are_plain(tensors, dtype, numel) for tensors, dtype in expected if tensors):
-        return None
-    if not _are_plain(state_steps, torch.float32, array("q", [1]) * len(params)):
-        return None
-    return _StepPlan(numel, _DTYPES[dtype], _DTYPES[moment_dtype])
+    lists = [numel]
+    for tensors, expected_dtype, expected_numel in (
+        (params, dtype, numel),
+        (grads, dtype, numel),
+        (exp_avgs, moment_dtype, numel),
+        (exp_avg_sqs, moment_dtype, numel),
+        (max_exp_avg_sqs, moment_dtype, numel),
+        (state_steps, torch.float32, array("q", [1]) * len(params)),
+        (importances, torch.float32, numel),
+        (rank_codes, torch.uint8, numel),
+    ):
+        addresses = _addresses(tensors, expected_dtype, expected_numel)
+        if addresses is None:
+            return None
+        lists.append(addresses)
+    return _StepPlan(lists, _DTYPES[dtype], _DTYPES[moment_dtype])
 
 
 def _native_step(plan: _StepPlan, lists: list[list[Any]], options: dict[str, Any]) -> bool:
-    *tensor_lists, placements = lists
-    addresses = [_addresses(tensors) for tensors in tensor_lists]
-    positions = [array("q", column) for column in zip(*placements, strict=True)] or [array("q")] * 4
+    positions = [array("q", column) for column in zip(*lists[-1], strict=True)] or [array("q")] * len(Placement._fields)
     selection: Selection | None = options["selection"]
-    table = (None, None, 0, -1) if selection is None else _selection_arguments(selection)
     step = Step(
-        len(plan.numel),
-        *map(_pointer, (plan.numel, *addresses, *positions)),
-        *table,
+        len(plan.lists[0]),
+        *map(_pointer, plan.lists),
+        *map(_pointer, positions),
+        *((None, None, 0, -1) if selection is None else _selection_arguments(selection)),
         *(float(options[name]) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
         options["maximize"],
         plan.param_dtype,
@@ -169,16 +168,18 @@ def _native_step(plan: _StepPlan, lists: list[list[Any]], options: dict[str, Any
 
 def _selection_arguments(selection: Selection) -> tuple[int, int, int, int]:
     """Thresholds, rescaling, seed and draw number as fields of Step."""
-    one_per_code = array("q", [RANK_CODES])
+    tables = []
     for name, dtype in (("thresholds", torch.int64), ("rescaling", torch.float32)):
-        if not _are_plain([getattr(selection, name)], dtype, one_per_code):
+        addresses = _addresses([getattr(selection, name)], dtype, [RANK_CODES])
+        if addresses is None:
             raise ValueError(f"selection.{name} must be a contiguous {dtype} tensor of {RANK_CODES} elements on the CPU")
+        tables += addresses
     if not 0 <= selection.seed < 2**64:
         raise ValueError(f"selection.seed={selection.seed} must lie in [0, 2**64)")
     draw_number = -1 if selection.draw_number is None else selection.draw_number
     if selection.draw_number is not None and not 0 <= draw_number < 2**32:
         raise ValueError(f"selection.draw_number={draw_number} must lie in [0, 2**32)")
-    return selection.thresholds.data_ptr(), selection.rescaling.data_ptr(), selection.seed, draw_number
+    return tables[0], tables[1], selection.seed, draw_number
 
 
 # ---------------------------------------------------------------------------------------------------------- importance
@@ -187,70 +188,52 @@ def _selection_arguments(selection: Selection) -> tuple[int, int, int, int]:
 def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> None:
     """Add the squared gradients to the importance scores, in place; see :func:`..reference.accumulate_importance_`."""
 
-    def plan(importances: list[Tensor], grads: list[Tensor]) -> tuple[array[int], int] | None:
-        numel, dtype = _numel(importances), grads[0].dtype
-        if dtype not in _DTYPES or any(map(Tensor.is_neg, grads)):
+    def plan(importances: list[Tensor], grads: list[Tensor]) -> list[array[int]] | None:
+        dtype = grads[0].dtype
+        if dtype not in _DTYPES or any(grad.is_neg() for grad in grads):
             return None
-        plain = _are_plain(importances, torch.float32, numel) and _are_plain(grads, dtype, numel)
-        return (numel, _DTYPES[dtype]) if plain else None
+        return _plan((importances, torch.float32), (grads, dtype))
 
-    for part_plan, part in _parts(plan, [importances, grads]):
-        if part_plan is not None:
-            numel, dtype = part_plan
-            score_addresses, grad_addresses = map(_addresses, part)
-            message = library().roast_accumulate(
-                len(numel), _pointer(numel), _pointer(score_addresses), _pointer(grad_addresses), dtype, threads()
+    for lists, part in _parts(plan, [importances, grads]):
+        if lists is None or not _done(
+            library().roast_accumulate(
+                len(lists[0]), *map(_pointer, lists), _DTYPES[part[1][0].dtype], threads()
             )
-            if _done(message):
-                continue
-        reference.accumulate_importance_(*part)
+        ):
+            reference.accumulate_importance_(*part)
 
 
 def histogram_(scores: list[Tensor], counts: Tensor) -> None:
     """Add the number of scores in each of the 65,536 bins to ``counts``; see :func:`..reference.histogram_`."""
-    countable = _are_plain([counts], torch.int64, array("q", [HISTOGRAM_BINS]))
+    bins = _addresses([counts], torch.int64, [HISTOGRAM_BINS])
 
-    def plan(scores: list[Tensor]) -> array[int] | None:
-        numel = _numel(scores)
-        return numel if countable and _are_plain(scores, torch.float32, numel) else None
+    def plan(scores: list[Tensor]) -> list[array[int]] | None:
+        return _plan((scores, torch.float32))
 
-    for numel, (part,) in _parts(plan, [scores]):
-        if numel is not None:
-            addresses = _addresses(part)
-            message = library().roast_histogram(
-                len(numel), _pointer(numel), _pointer(addresses), counts.data_ptr(), threads()
-            )
-            if _done(message):
-                continue
-        reference.histogram_(part, counts)
+    for lists, (part,) in _parts(plan, [scores]):
+        if lists is None or bins is None or not _done(
+            library().roast_histogram(len(lists[0]), *map(_pointer, lists), bins[0], threads())
+        ):
+            reference.histogram_(part, counts)
 
 
 def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], table: Tensor) -> None:
     """Write ``table[bin]`` into the rank codes and reset the importance scores to zero."""
-    usable = _are_plain([table], torch.uint8, array("q", [HISTOGRAM_BINS]))
+    codes = _addresses([table], torch.uint8, [HISTOGRAM_BINS])
 
-    def plan(importances: list[Tensor], rank_codes: list[Tensor]) -> array[int] | None:
-        numel = _numel(importances)
-        plain = _are_plain(importances, torch.float32, numel) and _are_plain(rank_codes, torch.uint8, numel)
-        return numel if usable and plain else None
+    def plan(importances: list[Tensor], rank_codes: list[Tensor]) -> list[array[int]] | None:
+        return _plan((importances, torch.float32), (rank_codes, torch.uint8))
 
-    for numel, part in _parts(plan, [importances, rank_codes]):
-        if numel is not None:
-            score_addresses, code_addresses = map(_addresses, part)
-            message = library().roast_assign_codes(
-                len(numel), _pointer(numel), _pointer(score_addresses), _pointer(code_addresses), table.data_ptr(), threads()
-            )
-            if _done(message):
-                continue
-        reference.assign_rank_codes_(*part, table)
+    for lists, part in _parts(plan, [importances, rank_codes]):
+        if lists is None or codes is None or not _done(
+            library().roast_assign_codes(len(lists[0]), *map(_pointer, lists), codes[0], threads())
+        ):
+            reference.assign_rank_codes_(*part, table)
 
 
 # ------------------------------------------------------------------------------------------------------- lists of tensors
 
 _Plan = TypeVar("_Plan")
-
-_dtype = attrgetter("dtype")
-_is_cpu = attrgetter("is_cpu")
 
 
 def _parts(plan: Callable[..., _Plan | None], lists: list[list[Any]]) -> Iterator[tuple[_Plan | None, list[list[Any]]]]:
@@ -274,22 +257,30 @@ def _parts(plan: Callable[..., _Plan | None], lists: list[list[Any]]) -> Iterato
         yield (None if dtypes is None else plan(*part)), part
 
 
+def _plan(*expected: tuple[list[Tensor], torch.dtype]) -> list[array[int]] | None:
+    """Sizes, and addresses of the tensors of each list; None unless all are as :func:`_addresses` wants them."""
+    numel = _numel(expected[0][0])
+    lists = [numel]
+    for tensors, dtype in expected:
+        addresses = _addresses(tensors, dtype, numel)
+        if addresses is None:
+            return None
+        lists.append(addresses)
+    return lists
+
+
 def _numel(tensors: list[Tensor]) -> array[int]:
-    return array("q", map(Tensor.numel, tensors))
+    return array("q", [tensor.numel() for tensor in tensors])
 
 
-def _are_plain(tensors: list[Tensor], dtype: torch.dtype, numel: array[int]) -> bool:
-    """Whether all are on the CPU, contiguous, of that dtype and of these sizes."""
-    return (
-        set(map(_dtype, tensors)) == {dtype}
-        and all(map(_is_cpu, tensors))
-        and all(map(Tensor.is_contiguous, tensors))
-        and _numel(tensors) == numel
-    )
-
-
-def _addresses(tensors: list[Tensor]) -> array[int]:
-    return array("q", map(Tensor.data_ptr, tensors))
+def _addresses(tensors: list[Tensor], dtype: torch.dtype, numel: Sequence[int]) -> array[int] | None:
+    """Addresses of the tensors; None unless all are on the CPU, contiguous, of that dtype and of these sizes."""
+    addresses = [
+        tensor.data_ptr()
+        for tensor, size in zip(tensors, numel)
+        if tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous() and tensor.numel() == size
+    ]
+    return array("q", addresses) if len(addresses) == len(tensors) else None
 
 
 def _pointer(numbers: array[int]) -> int | None:

@@ -110,24 +110,31 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
 }
 
 // A step of `count` elements that lie side by side in the whole parameter, the first of which takes word 0 of `counter`.
-// `count` is a multiple of LANES and at most BLOCK; rank codes are read up to the next multiple of GROUP.
+// `count` is a multiple of LANES and at most BLOCK.
 template <class T, class M>
 inline void step_block(const Elements<T, M>& e, int count, std::uint64_t counter, const Draw& draw,
                        const KeySchedule& schedule, const Scalars& scalars) {
   if (e.rank_code == nullptr) return update(e, count, nullptr, scalars);
   alignas(64) float factors[BLOCK];
-  draw_factors(draw, schedule, counter, count, e.rank_code, factors);
+  if (count % GROUP == 0) {
+    draw_factors(draw, schedule, counter, count, e.rank_code, factors);
+  } else {
+    std::uint8_t whole_groups[BLOCK] = {};
+    std::memcpy(whole_groups, e.rank_code, count);
+    draw_factors(draw, schedule, counter, count, whole_groups, factors);
+  }
   update(e, count, factors, scalars);
 }
 
-// The same for any count up to GROUP - offset, the first element taking word `offset`: a block of copies.
+// The same for any count up to PART - offset, the first element taking word `offset`: a block of copies.
+constexpr int PART = 2 * LANES;
 template <class T, class M>
 void step_part(const Elements<T, M>& e, int offset, int count, std::uint64_t counter, const Draw& draw,
                const KeySchedule& schedule, const Scalars& scalars) {
-  T param[GROUP] = {}, grad[GROUP] = {};
-  M exp_avg[GROUP] = {}, exp_avg_sq[GROUP] = {}, max_exp_avg_sq[GROUP] = {};
-  float importance[GROUP] = {};
-  std::uint8_t rank_code[GROUP] = {};
+  T param[PART] = {}, grad[PART] = {};
+  M exp_avg[PART] = {}, exp_avg_sq[PART] = {}, max_exp_avg_sq[PART] = {};
+  float importance[PART] = {};
+  std::uint8_t rank_code[PART] = {};
   auto present = [](auto* copies, const void* original) { return original == nullptr ? nullptr : copies; };
   const Elements<T, M> block = {param, grad, exp_avg, exp_avg_sq, present(max_exp_avg_sq, e.max_exp_avg_sq),
                                 present(importance, e.importance), present(rank_code, e.rank_code)};
@@ -163,11 +170,11 @@ void step(const Parameter& p, std::int64_t begin, std::int64_t end) {
     std::int64_t left = p.draw.inner_length - column < end - begin ? p.draw.inner_length - column : end - begin;
     while (left > 0) {
       const int offset = element % 4, most = left < BLOCK ? static_cast<int>(left) : BLOCK;
-      int count = most / GROUP * GROUP;
+      int count = most / LANES * LANES;
       if (offset == 0 && count > 0) {
         step_block(Elements<T, M>::of(p, begin), count, element / 4, p.draw, schedule, scalars);
       } else {
-        count = most < GROUP - offset ? most : GROUP - offset;
+        count = most < PART - offset ? most : PART - offset;
         step_part(Elements<T, M>::of(p, begin), offset, count, element / 4, p.draw, schedule, scalars);
       }
       begin += count;

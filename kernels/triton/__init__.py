@@ -32,7 +32,7 @@ def unavailable() -> str | None:
     if _interpreted():
         return None
     if not torch.cuda.is_available():
-        return "torch finds no GPU: install a build of torch for CUDA or ROCm and check the driver, or use the CPU backends"
+        return "torch finds no GPU: install a build of torch for CUDA or ROCm and check the driver"
     if not any(_is_recent(index) for index in range(torch.cuda.device_count())):
         return "no GPU here has compute capability 8.0 or higher, which triton needs: use backend='reference'"
     return None

@@ -1,6 +1,7 @@
 """The random draw on the GPU: Philox4x32 with 7 rounds, the words of :func:`..reference.draw_words`."""
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Accumulating the importance scores: s <- s + g * g."""
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The adversarial perturbation: per token, a step along the gradient, added to the embedding."""
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+# ruff: noqa: N803
 
 from __future__ import annotations
 
@@ -100,7 +101,8 @@ def _check(embedding: Tensor, gradient: Tensor, norm: str, tokens: Tensor | None
         raise ValueError(f"embedding is {embedding.dtype}, gradient {gradient.dtype}; float32, bfloat16, float16 only")
     if tokens is not None and (tokens.shape != gradient.shape[:2] or tokens.dtype != torch.bool):
         raise ValueError(
-            f"tokens is {tokens.dtype} of shape {tuple(tokens.shape)}; it must be bool of shape {tuple(gradient.shape[:2])}"
+            f"tokens is {tokens.dtype} of shape {tuple(tokens.shape)}; "
+            f"it must be bool of shape {tuple(gradient.shape[:2])}"
         )
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r} must be one of {NORMS}")

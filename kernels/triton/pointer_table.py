@@ -3,20 +3,21 @@
 A row of the table is int64: number of elements, first program, then what the kernel wants to know of the tensor.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# ruff: noqa: N803, SIM108 (in kernels constants are capitals, and both branches of a compile-time "if" must be legal)
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+# ruff: noqa: N803, SIM108
 
 from __future__ import annotations
 
 from array import array
-from functools import lru_cache
+from functools import reduce
+from operator import or_
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import BLOCKS_PER_PROGRAM, block_size
+from .launch import BLOCKS_PER_PROGRAM, block_size, cached_outside_graphs, capturing
 
 # A captured CUDA graph copies its tables from these buffers at every replay. Nothing tells when the last graph is gone.
 _held_for_graphs: list[Tensor] = []
@@ -43,10 +44,7 @@ class PointerTable:
             flat.extend((numel, first_program, *row))
             first_program += count
         self.rows = _to_device(torch.frombuffer(flat, dtype=torch.int64), device)
-        if _capturing(device):
-            self.tensor_of_program = _tensor_of_program.__wrapped__(programs, device)
-        else:
-            self.tensor_of_program = _tensor_of_program(programs, device)
+        self.tensor_of_program = _tensor_of_program(programs, device)
 
     @property
     def grid(self) -> tuple[int]:
@@ -54,7 +52,7 @@ class PointerTable:
         return (self.tensor_of_program.numel(),)
 
 
-@lru_cache(maxsize=64)
+@cached_outside_graphs
 def _tensor_of_program(programs: tuple[int, ...], device: torch.device) -> Tensor:
     """[0, 0, 0, 1, 2, 2, ...]: as many of each index as that tensor has programs."""
     indices = torch.arange(len(programs), dtype=torch.int32)
@@ -67,18 +65,14 @@ def _to_device(table: Tensor, device: torch.device) -> Tensor:
         return table
     pinned = table.pin_memory()
     copied = pinned.to(device, non_blocking=True)
-    if _capturing(device):
+    if capturing():
         _held_for_graphs.extend((pinned, copied))
     return copied
 
 
 def is_aligned(addresses: list[int]) -> bool:
     """Whether all addresses are multiples of 16 bytes, so that accesses can be 128 bits wide."""
-    return not any(address & 15 for address in addresses)
-
-
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return reduce(or_, addresses) & 15 == 0
 
 
 # ------------------------------------------------------------------------------------------------- inside the kernels
@@ -98,9 +92,9 @@ def program_part(rows, tensor_of_program, COLUMNS: tl.constexpr, CHUNK: tl.const
 def elements(row, COLUMN: tl.constexpr, start, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """Pointers to the BLOCK elements from ``start`` of the tensor whose address stands in that column.
 
-    The address is read for every block anew, which costs less than the registers to keep it. ALIGNED: it is a multiple
-    of 16 bytes. The offsets are 64 bits wide; with narrower ones AMD's buffer instructions would be taken, which visit an
-    address that is not a kernel argument lane by lane.
+    The address is read anew for every block, which costs less than the registers to keep it. ALIGNED: it is a multiple
+    of 16 bytes. The offsets have 64 bits: for narrower ones triton takes AMD's buffer instructions, which need a loop
+    over the lanes where the address is no kernel argument.
     """
     pointer = tl.load(row + COLUMN).to(tl.pointer_type(DTYPE))
     if ALIGNED:

@@ -1,6 +1,7 @@
 """Turning importance scores into rank codes, the second of the two passes of a refresh."""
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+# ruff: noqa: N803
 
 from __future__ import annotations
 

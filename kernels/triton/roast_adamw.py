@@ -4,13 +4,13 @@ One launch serves all parameters of a device that agree in dtypes, alignment and
 the pass moves 37 bytes: five tensors of four bytes and the rank code are read, four tensors are written.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+# ruff: noqa: N803
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,10 +22,10 @@ from .. import reference
 from ..backend import Placement, Selection
 from .draw import words_of_run, words_of_shard
 from .importance import FLOAT_TYPES, add_squares
-from .launch import OPTIONS, on
+from .launch import OPTIONS, cached_outside_graphs, on
 from .pointer_table import PointerTable, elements, is_aligned, load, program_part, store
 
-# Columns of the pointer table: seven addresses, then numbers.
+# Columns of the pointer table: addresses (0 for tensors that are not needed), then numbers.
 PARAM = tl.constexpr(0)
 GRAD = tl.constexpr(1)
 EXP_AVG = tl.constexpr(2)
@@ -95,33 +95,38 @@ def roast_adamw_(
         importances if accumulate else [],
         rank_codes if selection is not None else [],
     ]
+    given = [column for column, tensors in enumerate(lists) if tensors]
     betas_on_device = any(isinstance(beta, Tensor) and beta.is_cuda for beta in (beta1, beta2))
     members: dict[Variant | None, list[int]] = defaultdict(list)
-    columns: list[list[int]] = []
-    for i, placement in enumerate(placements):
-        tensors = [tensors[i] if tensors else None for tensors in lists]
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        columns.append([*addresses, 0, *placement])
-        variant = _variant([tensor for tensor in tensors if tensor is not None], addresses, placement)
-        members[None if betas_on_device else variant].append(i)
+    addresses = [[0] * len(lists) for _ in params]
+    for i, tensors in enumerate(zip(*(lists[column] for column in given), strict=True)):
+        for column, tensor in zip(given, tensors, strict=True):
+            addresses[i][column] = tensor.data_ptr()
+        variant = None if betas_on_device else _variant(tensors, addresses[i], placements[i])
+        members[variant].append(i)
+        if capturable and state_steps[i].device != tensors[0].device:
+            raise ValueError(
+                f"capturable=True with a step count on {state_steps[i].device} and a parameter on {tensors[0].device}; "
+                "move the step count there"
+            )
 
     for variant, indices in members.items():
         steps = [state_steps[i] for i in indices]
         if variant is None:
-            chosen = [[tensors[i] for i in indices] if tensors else [] for tensors in lists]
+            some = [[tensors[i] for i in indices] if tensors else [] for tensors in lists]
             reference.roast_adamw_(
-                *chosen[:5], steps, *chosen[5:], [placements[i] for i in indices],
+                some[0], some[1], some[2], some[3], some[4], steps, some[5], some[6], [placements[i] for i in indices],
                 lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize,
                 capturable=capturable, accumulate=accumulate, selection=selection,
             )  # fmt: skip
             continue
-        if capturable and any(step.device != variant.device for step in steps):
-            raise ValueError(f"capturable=True needs the step counts on {variant.device}, with the parameters: move them")
         torch._foreach_add_(steps, 1.0)
-        for i, step in zip(indices, steps, strict=True):
-            columns[i][STEP.value] = step.data_ptr() if capturable else int(step)
+        columns = [
+            [*addresses[i], step.data_ptr() if capturable else int(step), *placements[i]]
+            for i, step in zip(indices, steps, strict=True)
+        ]
         with on(variant.device):
-            table = PointerTable(variant.device, [params[i].numel() for i in indices], [columns[i] for i in indices])
+            table = PointerTable(variant.device, [params[i].numel() for i in indices], columns)
             _roast_adamw_kernel[table.grid](
                 table.rows,
                 table.tensor_of_program,
@@ -158,23 +163,25 @@ def roast_adamw_(
             )
 
 
-def _variant(tensors: list[Tensor], addresses: list[int], placement: Placement) -> Variant | None:
+def _variant(tensors: tuple[Tensor, ...], addresses: list[int], placement: Placement) -> Variant | None:
     """The launch that a parameter belongs to; None: the reference."""
     param, grad, exp_avg, exp_avg_sq = tensors[:4]
+    device, shape, contiguous = param.device, param.shape, True
     for tensor in tensors:
-        if tensor.device != param.device or tensor.shape != param.shape:
+        if tensor.device != device or tensor.shape != shape:
             raise ValueError(
-                f"a parameter of shape {tuple(param.shape)} on {param.device} came with a tensor of shape "
-                f"{tuple(tensor.shape)} on {tensor.device}; all tensors of a parameter must agree"
+                f"a parameter of shape {tuple(shape)} on {device} came with a tensor of shape {tuple(tensor.shape)} on "
+                f"{tensor.device}; all tensors of a parameter must agree"
             )
-    known = all(dtype in FLOAT_TYPES for dtype in (param.dtype, grad.dtype, exp_avg.dtype))
-    if not known or exp_avg.dtype != exp_avg_sq.dtype or not all(tensor.is_contiguous() for tensor in tensors):
+        contiguous = contiguous and tensor.is_contiguous()
+    dtypes = (param.dtype, grad.dtype, exp_avg.dtype)
+    if not contiguous or exp_avg_sq.dtype != exp_avg.dtype or not FLOAT_TYPES.keys() >= set(dtypes):
         return None
     run = placement.inner_length >= param.numel() and placement.first_index % 4 == 0
-    return Variant(param.device, param.dtype, grad.dtype, exp_avg.dtype, is_aligned(addresses), run)
+    return Variant(device, *dtypes, is_aligned(addresses), run)
 
 
-@lru_cache(maxsize=64)
+@cached_outside_graphs
 def _packed_tables(thresholds: Tensor, rescaling: Tensor) -> Tensor:
     """Threshold and the bits of the rescaling factor side by side, so that one access fetches both; int64 ``[256]``."""
     return (rescaling.view(torch.int32).to(torch.int64) << 32) | thresholds
@@ -229,10 +236,9 @@ def _roast_adamw_kernel(
         step = tl.load(step.to(tl.pointer_type(tl.float32))).to(tl.int64)
     if LR_ON_DEVICE:
         lr = tl.load(lr).to(tl.float32)
+    draw = draw_number.to(tl.uint32, bitcast=True)
     if DRAW_BY_STEP:
         draw = step.to(tl.uint32)
-    else:
-        draw = draw_number.to(tl.uint32, bitcast=True)
     key0 = key0.to(tl.uint32, bitcast=True)
     key1 = key1.to(tl.uint32, bitcast=True)
     parameter = tl.load(row + PARAMETER_ID).to(tl.uint32)

@@ -1,10 +1,11 @@
 """Symmetric KL divergence of two tensors of logits, row by row, without ever writing a probability to memory.
 
-The forward pass reads every logit once (online softmax) and keeps four numbers per row; the backward pass reads every
+The forward pass reads every logit once (online softmax) and keeps five numbers per row; the backward pass reads every
 logit a second time and writes both gradients.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+# ruff: noqa: N803
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def symmetric_kl_rows(logits_p: Tensor, logits_q: Tensor, counted: Tensor | None
     Args:
         logits_p, logits_q: ``[..., classes]`` of equal shape; float32, bfloat16 or float16. A logit of minus infinity
             is a class of probability zero; where it is one in both, the class adds nothing.
-        counted: boolean ``[...]``: the other rows give zero and get zero gradients, whatever they hold; None: all count.
+        counted: boolean ``[...]``; the other rows give zero and get zero gradients, whatever they hold. None: all
+            count.
 
     Returns:
         float32 ``[...]``.
@@ -43,10 +45,11 @@ def symmetric_kl_rows(logits_p: Tensor, logits_q: Tensor, counted: Tensor | None
     Raises:
         ValueError: other shapes or dtypes.
     """
-    if logits_p.shape != logits_q.shape or logits_p.ndim == 0 or logits_p.device != logits_q.device:
+    empty = logits_p.ndim == 0 or logits_p.shape[-1] == 0
+    if logits_p.shape != logits_q.shape or empty or logits_p.device != logits_q.device:
         raise ValueError(
             f"logits of shapes {tuple(logits_p.shape)} on {logits_p.device} and {tuple(logits_q.shape)} on "
-            f"{logits_q.device}: both must be [..., classes], on one device"
+            f"{logits_q.device}: both must be [..., classes >= 1], on one device"
         )
     if logits_p.dtype not in FLOAT_TYPES or logits_q.dtype not in FLOAT_TYPES:
         raise ValueError(f"logits are {logits_p.dtype} and {logits_q.dtype}; float32, bfloat16 and float16 only")
@@ -66,7 +69,7 @@ class _SymmetricKL(torch.autograd.Function):
         mask = None if counted is None else counted.reshape(-1).to(p.device, torch.uint8)
         rows, classes = p.shape
         divergences = torch.empty(rows, dtype=torch.float32, device=p.device)
-        statistics = torch.empty(rows, 4, dtype=torch.float32, device=p.device)
+        statistics = torch.empty(rows, 5, dtype=torch.float32, device=p.device)
         if rows:
             block = min(_FORWARD_BLOCK, triton.next_power_of_2(classes))
             with on(p.device):
@@ -79,12 +82,14 @@ class _SymmetricKL(torch.autograd.Function):
         return divergences.view(logits_p.shape[:-1])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         p, q, mask, statistics = ctx.saved_tensors
         rows, classes = p.shape
-        grad_p = torch.empty_like(p) if ctx.needs_input_grad[0] else None
-        grad_q = torch.empty_like(q) if ctx.needs_input_grad[1] else None
+        grad_p, grad_q = (
+            torch.empty(rows, classes, dtype=side.dtype, device=side.device) if needed else None
+            for side, needed in zip((p, q), ctx.needs_input_grad[:2], strict=True)
+        )
         if rows:
             block = min(_BACKWARD_BLOCK, triton.next_power_of_2(classes))
             parts = triton.cdiv(classes, block * _BLOCKS_PER_PROGRAM)
@@ -94,7 +99,8 @@ class _SymmetricKL(torch.autograd.Function):
                     classes, parts,
                     BLOCK=block, BLOCKS=_BLOCKS_PER_PROGRAM, **{**OPTIONS, "num_warps": max(1, block // 256)},
                 )  # fmt: skip
-        return grad_p if grad_p is None else grad_p.view(ctx.shape), grad_q if grad_q is None else grad_q.view(ctx.shape), None
+        shaped = [None if grad is None else grad.view(ctx.shape) for grad in (grad_p, grad_q)]
+        return shaped[0], shaped[1], None
 
 
 def _rows(logits: Tensor) -> Tensor:
@@ -107,10 +113,11 @@ def _rows(logits: Tensor) -> Tensor:
 def _forward_kernel(
     logits_p, p_stride, logits_q, q_stride, counted, divergences, statistics, classes, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """One row. Per side: the largest logit so far, and of e = exp(logit - largest) the sums of e and of e * difference.
+    """One row. Per side: the largest logit so far and, with e = exp(logit - largest), the sums of e and of e * x.
 
-    The difference of the logits is taken less that of the first class: a constant that all differences have in common
-    changes nothing but would cost digits.
+    x is the difference of the two logits. KL(P||Q) + KL(Q||P) = mean_P x - mean_Q x, to which a constant that all x
+    have in common adds nothing. The x of the likeliest class is subtracted: where one class has nearly all the
+    probability the means would else cancel.
     """
     program = tl.program_id(0).to(tl.int64)
     row_p = logits_p + program * p_stride
@@ -118,8 +125,7 @@ def _forward_kernel(
     end = classes
     if counted is not None:
         end = tl.where(tl.load(counted + program) != 0, classes, 0)
-    shift = tl.load(row_p).to(tl.float32) - tl.load(row_q).to(tl.float32)
-    shift = tl.where(tl.abs(shift) <= LARGEST_FLOAT32, shift, 0.0)
+    shift = 0.0
     largest_p = -LARGEST_FLOAT32
     largest_q = -LARGEST_FLOAT32
     sum_p = tl.zeros([BLOCK], tl.float32)
@@ -130,29 +136,36 @@ def _forward_kernel(
         columns = start + tl.arange(0, BLOCK)
         p = tl.load(row_p + columns, mask=columns < classes, other=-INFINITY).to(tl.float32)
         q = tl.load(row_q + columns, mask=columns < classes, other=-INFINITY).to(tl.float32)
-        difference = p - q - shift
         before_p = largest_p
         before_q = largest_q
+        before = shift
         largest_p = tl.maximum(before_p, tl.max(p, 0))
         largest_q = tl.maximum(before_q, tl.max(q, 0))
+        if largest_p > before_p:
+            of_largest = tl.max(tl.where(p == largest_p, p - q, -INFINITY), 0)
+            shift = tl.where(tl.abs(of_largest) <= LARGEST_FLOAT32, of_largest, before)
+        scale_p = tl.exp(before_p - largest_p)
+        scale_q = tl.exp(before_q - largest_q)
         e_p = tl.exp(p - largest_p)
         e_q = tl.exp(q - largest_q)
-        sum_p = tl.fma(sum_p, tl.exp(before_p - largest_p), e_p)
-        sum_q = tl.fma(sum_q, tl.exp(before_q - largest_q), e_q)
+        difference = p - q - shift
         # A class without probability adds nothing, whatever its difference.
-        weighted_p = tl.fma(weighted_p, tl.exp(before_p - largest_p), tl.where(e_p > 0, e_p * difference, 0.0))
-        weighted_q = tl.fma(weighted_q, tl.exp(before_q - largest_q), tl.where(e_q > 0, e_q * difference, 0.0))
+        weighted_p = tl.where(e_p > 0, e_p * difference, 0.0) + scale_p * tl.fma(sum_p, before - shift, weighted_p)
+        weighted_q = tl.where(e_q > 0, e_q * difference, 0.0) + scale_q * tl.fma(sum_q, before - shift, weighted_q)
+        sum_p = tl.fma(sum_p, scale_p, e_p)
+        sum_q = tl.fma(sum_q, scale_q, e_q)
     total_p = tl.sum(sum_p, 0)
     total_q = tl.sum(sum_q, 0)
     mean_p = tl.sum(weighted_p, 0) / total_p
     mean_q = tl.sum(weighted_q, 0) / total_q
-    gap = largest_p - largest_q - shift + tl.log(total_p) - tl.log(total_q)
     divergence = tl.maximum(mean_p - mean_q, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(divergences + program, tl.where(end > 0, divergence, 0.0))
-    tl.store(statistics + 4 * program, largest_p + tl.log(total_p))
-    tl.store(statistics + 4 * program + 1, largest_q + tl.log(total_q))
-    tl.store(statistics + 4 * program + 2, mean_p - gap)
-    tl.store(statistics + 4 * program + 3, gap - mean_q)
+    statistics += 5 * program
+    tl.store(statistics, largest_p + tl.log(total_p))
+    tl.store(statistics + 1, largest_q + tl.log(total_q))
+    tl.store(statistics + 2, shift)
+    tl.store(statistics + 3, mean_p)
+    tl.store(statistics + 4, mean_q)
 
 
 @triton.jit
@@ -160,14 +173,19 @@ def _backward_kernel(
     logits_p, p_stride, logits_q, q_stride, counted, statistics, upstream, grad_p, grad_q, classes, parts,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """A part of one row: d/dp_k = P_k (log P_k - log Q_k - KL(P||Q)) + P_k - Q_k, and the same with P and Q exchanged."""
+    """A part of one row. With x the difference of the logits and its means under P and Q, as in the forward pass:
+
+    d/dp_k = P_k (x_k - mean_P x) + P_k - Q_k,  d/dq_k = Q_k (mean_Q x - x_k) + Q_k - P_k.
+    """
     program = tl.program_id(0)
     row = (program // parts).to(tl.int64)
-    scale = tl.load(upstream + row).to(tl.float32)
-    log_total_p = tl.load(statistics + 4 * row)
-    log_total_q = tl.load(statistics + 4 * row + 1)
-    kl_pq = tl.load(statistics + 4 * row + 2)
-    kl_qp = tl.load(statistics + 4 * row + 3)
+    scale = tl.load(upstream + row)
+    statistics += 5 * row
+    log_total_p = tl.load(statistics)
+    log_total_q = tl.load(statistics + 1)
+    shift = tl.load(statistics + 2)
+    mean_p = tl.load(statistics + 3)
+    mean_q = tl.load(statistics + 4)
     counts = True
     if counted is not None:
         counts = tl.load(counted + row) != 0
@@ -175,15 +193,16 @@ def _backward_kernel(
     for start in range(first, tl.minimum(first + BLOCKS * BLOCK, classes), BLOCK):
         columns = start + tl.arange(0, BLOCK)
         exists = columns < classes
-        log_p = tl.load(logits_p + row * p_stride + columns, mask=exists, other=0).to(tl.float32) - log_total_p
-        log_q = tl.load(logits_q + row * q_stride + columns, mask=exists, other=0).to(tl.float32) - log_total_q
-        p = tl.exp(log_p)
-        q = tl.exp(log_q)
+        logit_p = tl.load(logits_p + row * p_stride + columns, mask=exists, other=0).to(tl.float32)
+        logit_q = tl.load(logits_q + row * q_stride + columns, mask=exists, other=0).to(tl.float32)
+        p = tl.exp(logit_p - log_total_p)
+        q = tl.exp(logit_q - log_total_q)
+        difference = logit_p - logit_q - shift
         if grad_p is not None:
-            slope = tl.where(p == 0, 0.0, p * (log_p - log_q - kl_pq)) + (p - q)
+            slope = tl.where(p == 0, 0.0, p * (difference - mean_p)) + (p - q)
             slope = tl.where(counts, scale * slope, 0.0).to(grad_p.dtype.element_ty)
             tl.store(grad_p + row * classes + columns, slope, mask=exists)
         if grad_q is not None:
-            slope = tl.where(q == 0, 0.0, q * (log_q - log_p - kl_qp)) + (q - p)
+            slope = tl.where(q == 0, 0.0, q * (mean_q - difference)) + (q - p)
             slope = tl.where(counts, scale * slope, 0.0).to(grad_q.dtype.element_ty)
             tl.store(grad_q + row * classes + columns, slope, mask=exists)

@@ -2,72 +2,168 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from roast_optim import RoastAdamW
 from tests.distributed.processes import run_in_processes
-from tests.distributed.training import OPTIONS, network, replicated, sharded, single, train
+from tests.distributed.training import (
+    OPTIONS,
+    REFRESH_EVERY,
+    STEPS,
+    WAYS_TO_SHARD,
+    assert_same_outcome,
+    batch,
+    network,
+    replicated,
+    share_of_differing_codes,
+    sharded,
+    sharded_with_given_gradients,
+    single,
+    train,
+    whole,
+)
 
 pytestmark = pytest.mark.distributed
 
 
-def assert_equal(results: list[Any], expected: dict[str, Any]) -> None:
-    for result in results:
-        assert not isinstance(result, str), result
-        assert result["refreshes"] == expected["refreshes"]
-        for code, expected_code in zip(result["codes"], expected["codes"], strict=True):
-            assert torch.equal(code, expected_code)
-        for param, expected_param in zip(result["params"], expected["params"], strict=True):
-            torch.testing.assert_close(param, expected_param, rtol=1e-6, atol=1e-7)
-
-
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ddp_ranks_hold_equal_parameters_after_fifty_steps_without_a_broadcast(world_size: int) -> None:
-    results = run_in_processes(world_size, replicated, 50, True)
+def test_ddp_ranks_hold_equal_parameters_after_fifty_steps_without_a_broadcast(world_size: int, backend: str) -> None:
+    results = run_in_processes(world_size, replicated, 50, True, backend)
     for result in results:
-        assert not isinstance(result, str), result
         assert result["refreshes"] == 12
-        for name in ("params", "codes"):
-            assert all(torch.equal(a, b) for a, b in zip(result[name], results[0][name], strict=True))
+        for kind in ("params", "codes", "masks"):
+            assert all(torch.equal(tensor, results[0][kind][name]) for name, tensor in result[kind].items())
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_fsdp2_with_the_same_batch_everywhere_equals_one_process(world_size: int) -> None:
-    assert_equal(run_in_processes(world_size, sharded, "fsdp2"), single())
-
-
-def test_hsdp_counts_replicas_once() -> None:
-    assert_equal(run_in_processes(4, sharded, "hsdp"), single())
+@pytest.mark.parametrize(
+    ("world_size", "way"),
+    [(2, "fsdp2"), (3, "fsdp2"), (4, "fsdp2"), (4, "hsdp"), (2, "tensor parallel"), (4, "fsdp2 and tensor parallel")],
+)
+def test_sharded_parameters_and_the_same_batch_everywhere_equal_one_process(
+    world_size: int, way: str, backend: str
+) -> None:
+    expected = single(backend, hidden=WAYS_TO_SHARD[way][1])
+    for result in run_in_processes(world_size, sharded, way, False, backend):
+        assert_same_outcome(result, expected)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_shards_along_the_second_dimension_equal_one_process(world_size: int) -> None:
-    assert_equal(run_in_processes(world_size, sharded, "columns"), single())
+def test_shards_along_the_second_dimension_equal_one_process(world_size: int, backend: str) -> None:
+    for result in run_in_processes(world_size, sharded_with_given_gradients, backend):
+        assert_same_outcome(result, single(backend))
 
 
-def _step_with(seed_of_rank_one: int, refresh_of_rank_one: int) -> str:
-    model = network()
-    fully_shard(model)
-    other = dist.get_rank() == 1
-    options = {
-        **OPTIONS,
-        "seed": seed_of_rank_one if other else OPTIONS["seed"],
-        "refresh_every": refresh_of_rank_one if other else OPTIONS["refresh_every"],
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("run", [sharded, replicated])
+def test_a_batch_split_over_processes_has_the_same_masks_wherever_codes_are_equal(
+    world_size: int, run: Callable[..., Any], record_property: Callable[[str, object], None]
+) -> None:
+    arguments = ("fsdp2", True) if run is sharded else (STEPS, True)
+    for result in run_in_processes(world_size, run, *arguments):
+        share = share_of_differing_codes(result, single())
+        record_property("share of differing codes", share)
+        print(f"{run.__name__} over {world_size} processes: {share:.2%} of the rank codes differ")
+        assert share < 0.1
+
+
+# ------------------------------------------------------------------------------- processes with different parameters
+
+
+def _train_stages(stages: list[str], **options: Any) -> dict[str, Tensor]:
+    """Train these parts of the network until the first refresh, each in a copy of its own; their rank codes."""
+    models = [network() for _ in stages]
+    parts = {
+        name: param
+        for model, stage in zip(models, stages, strict=True)
+        for name, param in model.named_parameters()
+        if name.startswith(stage)
     }
-    optimizer = RoastAdamW(model.parameters(), backend="reference", **options)
-    try:
-        train(model, optimizer)
-    except RuntimeError as error:
-        return str(error)
-    return "no error"
+    optimizer = RoastAdamW(parts.values(), backend="reference", **{**OPTIONS, **options})
+    for step in range(REFRESH_EVERY):
+        for model in models:
+            model(batch(step)).square().mean().backward()
+        optimizer.step()
+        for model in models:
+            model.zero_grad()
+    assert optimizer.param_groups[0]["refreshes"] == 1
+    return {
+        name: optimizer.state[param]["rank_code"]
+        for name, param in parts.items()
+        if optimizer.param_groups[0]["selective"]
+    }
 
 
-@pytest.mark.parametrize(("seed", "refresh_every"), [(8, 4), (7, 5)], ids=["seed", "refresh_every"])
-def test_options_that_differ_between_processes_raise_in_every_process(seed: int, refresh_every: int) -> None:
-    for text in run_in_processes(2, _step_with, seed, refresh_every):
-        assert "RoastAdamW differs between processes" in text
+def _stage_of_this_process(selective: list[bool]) -> dict[str, Tensor]:
+    rank = dist.get_rank()
+    return _train_stages([("first", "second")[rank]], process_group=dist.group.WORLD, selective=selective[rank])
+
+
+def test_pipeline_stages_are_ranked_together() -> None:
+    first, second = run_in_processes(2, _stage_of_this_process, [True, True])
+    for name, codes in _train_stages(["first", "second"]).items():
+        assert torch.equal((first | second)[name], codes)
+
+
+def test_a_process_without_selective_parameters_joins_in_the_refresh() -> None:
+    first, second = run_in_processes(2, _stage_of_this_process, [False, True])
+    assert first == {}
+    for name, codes in _train_stages(["second"]).items():
+        assert torch.equal(second[name], codes)
+
+
+def _frozen_stage() -> int:
+    model = network()
+    stage = list(model.first.parameters() if dist.get_rank() == 0 else model.second.parameters())
+    for param in stage:
+        param.requires_grad_(dist.get_rank() == 1)
+    optimizer = RoastAdamW(stage, backend="reference", process_group=dist.group.WORLD, **OPTIONS)
+    train(model, optimizer)
+    refreshes: int = optimizer.param_groups[0]["refreshes"]
+    return refreshes
+
+
+def test_a_process_without_gradients_joins_in_the_refresh() -> None:
+    assert run_in_processes(2, _frozen_stage) == [3, 3]
+
+
+def _largest_shards_only() -> list[int]:
+    """Two elements over four processes: two of them have no selective element at all."""
+    model = nn.Linear(2, 1, bias=False)
+    model.weight = nn.Parameter(torch.tensor([[1.0], [2.0]]))
+    fully_shard(model, mesh=init_device_mesh("cpu", (4,)))
+    optimizer = RoastAdamW(model.parameters(), backend="reference", **OPTIONS)
+    for step in range(2 * REFRESH_EVERY):
+        model(torch.tensor([[1.0 + step]])).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    codes = optimizer.state[model.weight]["rank_code"]
+    return [codes.to_local().numel(), *whole(codes).flatten().tolist()]
+
+
+def test_processes_without_a_single_selective_element_join_in_the_refresh() -> None:
+    assert run_in_processes(4, _largest_shards_only) == [[1, 64, 192], [1, 64, 192], [0, 64, 192], [0, 64, 192]]
+
+
+# --------------------------------------------------------------------------------------------------------------- shares
+
+
+def _stats(way: str | None) -> dict[str, Any]:
+    model = network()
+    if way:
+        WAYS_TO_SHARD[way][0](model)
+    optimizer = RoastAdamW(model.parameters(), backend="reference", **OPTIONS)
+    train(model, optimizer, last=STEPS - 1)
+    return optimizer.selection_stats()
+
+
+@pytest.mark.parametrize("way", ["fsdp2", "hsdp"])
+def test_selection_stats_are_those_of_the_whole_model(way: str) -> None:
+    assert run_in_processes(4, _stats, way) == [pytest.approx(_stats(None))] * 4

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -69,13 +70,20 @@ def test_rank_codes_are_looked_up_and_importance_reset(backend: str) -> None:
 
 
 def masked_gradient(
-    backend: str, gradient: Tensor, codes: Tensor, place: Placement, *, steps_before: int = 4
+    backend: str,
+    gradient: Tensor,
+    codes: Tensor,
+    place: Placement,
+    *,
+    steps_before: int = 4,
+    thresholds: npt.NDArray[np.uint64] | None = None,
 ) -> Tensor:
     """The first moment after a step with beta1 = 0: the gradient that AdamW sees."""
     param, exp_avg, exp_avg_sq = (torch.zeros(gradient.shape) for _ in range(3))
+    thresholds = philox.thresholds(ALPHA, BETA) if thresholds is None else thresholds
     selection = Selection(
         SEED,
-        torch.from_numpy(philox.thresholds(ALPHA, BETA).astype(np.int64)),
+        torch.from_numpy(thresholds.astype(np.int64)),
         torch.from_numpy(philox.rescaling_factors(ALPHA, BETA).copy()),
         None,
     )
@@ -130,3 +138,12 @@ def test_the_draw_number_is_exact_up_to_2_to_the_24(backend: str) -> None:
     kept = philox.keep_mask(codes.numpy(), ALPHA, BETA, seed=SEED, parameter_id=0, draw_number=2**24)
     part = masked_gradient(backend, torch.ones(100), codes, Placement.whole(0, 100), steps_before=2**24 - 1)
     np.testing.assert_array_equal(part.numpy() != 0, kept)
+
+
+@pytest.mark.parametrize(("above", "keeps"), [(0, False), (1, True)])
+def test_an_element_is_kept_only_if_its_word_is_below_the_threshold(above: int, keeps: bool, backend: str) -> None:
+    """Thresholds equal to the words themselves, half of which have their highest bit set."""
+    thresholds = philox.random_words(SEED, 0, 5, np.arange(256)) + np.uint64(above)
+    codes = torch.arange(256).to(torch.uint8)
+    part = masked_gradient(backend, torch.ones(256), codes, Placement.whole(0, 256), thresholds=thresholds)
+    assert ((part != 0) == keeps).all()

@@ -145,6 +145,25 @@ def test_fast_leaves_unused_parameters_without_gradient_and_frozen_ones_alone() 
     assert model.classifier.weight.grad is not None
 
 
+def test_fast_detaches_what_is_returned_beside_the_loss() -> None:
+    output = AdversarialEmbedding(BERT.model(), gradient="fast")(**BERT.batch(), output_hidden_states=True)
+    assert not output.logits.requires_grad
+    assert not any(state.requires_grad for state in output.hidden_states)
+    assert output.loss.requires_grad
+
+
+def test_fast_refuses_parameters_with_hooks_which_would_run_twice() -> None:
+    model = BERT.model()
+    adversary = AdversarialEmbedding(model, gradient="fast")
+    handle = model.classifier.weight.register_hook(lambda grad: 2 * grad)
+    with pytest.raises(RuntimeError, match=r'gradient="fast" would run hooks.*twice.*gradient="exact"'):
+        adversary(**BERT.batch())
+    handle.remove()
+    model.classifier.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    adversary(**BERT.batch()).loss.backward()
+    assert_close(gradients(model), expected_gradients("fast"))
+
+
 def test_fast_differentiates_the_clean_pass_once() -> None:
     counts = []
     for gradient in ("exact", "fast"):

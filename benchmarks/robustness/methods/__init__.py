@@ -42,18 +42,18 @@ METHODS: dict[str, Entry] = {
     "lp_ft": Entry(LinearProbingThenFineTuning),
     "word_dropout": Entry(WordDropout),
     # Ablations: RoAST with one thing changed.
-    "roast_random_importance": Entry(Roast, {"importance": "random"}),
+    "roast_random": Entry(Roast, {"importance": "random"}),
     "roast_no_rescaling": Entry(Roast, {"rescale": False}),
-    "roast_mask_per_refresh": Entry(Roast, {"mask_schedule": "refresh"}),
+    "roast_mask_per_epoch": Entry(Roast, {"mask_schedule": "refresh"}),
     "roast_fast": Entry(Roast, {"gradient": "fast"}),
     "roast_sign": Entry(Roast, {"norm": "sign"}),
     # As long as linf's perturbation of a Gaussian gradient in 384 dimensions.
     "roast_l2": Entry(Roast, {"norm": "l2", "step_size": 0.65}),
     # As large a part of the word-embedding table's scale, about 0.04, as 0.1 is of the embedding block's, about 1.
-    "roast_word_embedding": Entry(Roast, {"embedding": "word", "step_size": 0.004}),
+    "roast_word_table": Entry(Roast, {"embedding": "word", "step_size": 0.004}),
     "roast_word_level": Entry(WordLevelRoast),
     # 0.5 task + 0.01 (KL + KL) / 2 summed over a batch of 16; no adversarial loss; d from a third, noisy pass.
-    "roast_authors_objective": Entry(
+    "roast_authors": Entry(
         Roast,
         {"clean_weight": 0.5, "adversarial_weight": 0.0, "consistency_weight": 0.08, "start_noise": 1e-5},
     ),

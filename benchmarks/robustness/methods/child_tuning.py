@@ -41,7 +41,7 @@ class ChildTuningDriven(Method):
     masks: dict[Tensor, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def before_training(self, training: Training) -> None:
-        training.observer.stage("measuring Fisher information", len(training.batches))
+        training.observer.stage("importance", len(training.batches))
         fisher = {param: torch.zeros_like(param) for param in training.model.base_model.parameters()}
         for batch in training.batches.epoch(0):
             loss = training.model(**batch).loss

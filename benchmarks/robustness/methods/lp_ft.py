@@ -25,7 +25,7 @@ class LinearProbingThenFineTuning(Method):
         for param in trainable:
             param.requires_grad_(False)
         optimizer = AdamW(head, lr=self.probing_learning_rate)
-        training.observer.stage("linear probing", self.probing_epochs * len(training.batches))
+        training.observer.stage("probing", self.probing_epochs * len(training.batches))
         for epoch in range(self.probing_epochs):
             for batch in training.batches.epoch(epoch):
                 loss = training.model(**batch).loss

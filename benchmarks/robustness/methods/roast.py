@@ -116,7 +116,7 @@ def measure_importance(training: Training) -> None:
     """
     optimizer = training.optimizer
     assert isinstance(optimizer, RoastAdamW)
-    training.observer.stage("measuring importance", len(training.batches))
+    training.observer.stage("importance", len(training.batches))
     with optimizer.measure_importance():
         for batch in training.batches.epoch(0):
             loss = training.model(**batch).loss

@@ -14,8 +14,8 @@ from benchmarks.kernels.targets import Target
 FUSED = "torch AdamW, fused"
 TARGET = Target("step, 25M", "native (avx512)", "ratio", at_most=1.4, aim=1.2, against=FUSED)
 MACHINE = {
-    "cpu": "Some Processor", "cores": 2, "threads": 2, "gpu": None, "system": "Linux x86_64",
-    "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "cpu": "Some Processor", "cores": 2, "threads": 2, "instruction_set": "avx512", "gpu": None,
+    "system": "Linux x86_64", "versions": {"python": "3.11.7", "torch": "2.13.0"},
 }  # fmt: skip
 
 
@@ -58,7 +58,9 @@ def test_report_holds_every_row_of_every_file(tmp_path: Path) -> None:
     write_json(second, [step_row(1.6, candidate="native (avx2)")])
     assert main([str(first), str(second), "--output", str(tmp_path / "results")]) == 0
     text = (tmp_path / "results" / TABLE).read_text()
-    assert text.count("Some Processor, 2 cores, 2 threads; Linux x86_64; python 3.11.7, torch 2.13.0") == 1
+    assert (
+        text.count("Some Processor, 2 cores, 2 threads; native: avx512; Linux x86_64; python 3.11.7, torch 2.13.0") == 1
+    )
     for line in (
         f"| step, 25M: native (avx2) / {FUSED} | 1.60 | 1.70 | 1.40 | yes |",
         f"| step, 25M | native (avx512) | 65 ms | {FUSED}, 50 ms | 1.30 [1.20, 1.40] | 917 MB | 125% |  |",

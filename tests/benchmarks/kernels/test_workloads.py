@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from benchmarks.kernels.contestants import double_argsort, ranked_optimizer, roast, step_bytes, torch_adamw
-from benchmarks.kernels.memory import peak_extra_memory
+from benchmarks.kernels.memory import of_call_in_fresh_process, peak_extra_memory
 from benchmarks.kernels.workloads import WORKLOADS, bert_shapes, make_parameters, numel
 
 CPU = torch.device("cpu")
@@ -59,8 +57,12 @@ def test_double_argsort_gives_percentile_ranks_over_all_tensors() -> None:
     assert ranks.tolist() == [0.25, 1.0, 0.75, 0.0, 0.5]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
 def test_extra_memory_is_the_peak_and_not_what_is_left() -> None:
     megabytes = 64
     extra = peak_extra_memory(lambda: torch.ones(megabytes << 20, dtype=torch.uint8), CPU) / (1 << 20)
     assert 0.95 * megabytes < extra < 1.25 * megabytes
+
+
+def test_memory_of_a_call_is_measured_in_a_process_of_its_own() -> None:
+    extra = of_call_in_fresh_process("refresh", "reference", "1,000 tiny tensors", CPU)
+    assert 0 <= extra < 1 << 30

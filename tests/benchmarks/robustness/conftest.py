@@ -46,11 +46,9 @@ def save_model(folder: Path, *, labels: int | None = None, dropout: float = 0.1)
         max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     torch.manual_seed(0)
-    if labels is None:
-        model = BertModel(config)
-    else:
+    if labels is not None:
         config.num_labels = labels
-        model = BertForSequenceClassification(config)
+    model = BertModel(config) if labels is None else BertForSequenceClassification(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -48,10 +48,11 @@ def test_a_model_that_has_not_moved_is_at_no_distance(classifier: Classifier) ->
 
 def test_distances_of_one_moved_tensor(classifier: Classifier) -> None:
     distance = DistanceFromPretrained(classifier, [("a great film",), ("awful",), ("this story",)])
-    table = classifier.model.get_input_embeddings().weight
+    weights = dict(classifier.model.named_parameters())
+    table = weights["bert.embeddings.word_embeddings.weight"]
     with torch.no_grad():
         table[0] += 2.0
-        classifier.model.classifier.weight += 9.0  # the head is new, and does not count
+        weights["classifier.weight"].add_(9.0)  # the head is new, and does not count
     elements = sum(param.numel() for param in classifier.model.base_model.parameters())
     measured = distance.measure()
     assert measured["l2"] == pytest.approx(2 * table.shape[1] ** 0.5, rel=1e-6)

@@ -49,7 +49,8 @@ def test_a_bootstrap_lies_between_the_extremes_and_is_the_same_every_time() -> N
     assert first is not None
     assert first.low is not None
     assert first.high is not None
-    assert 0.1 <= first.low < first.value == pytest.approx(0.3) < first.high <= 0.6
+    assert first.value == pytest.approx(0.3)
+    assert 0.1 <= first.low < first.value < first.high <= 0.6
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -75,7 +75,7 @@ def test_plain_is_what_a_hand_written_loop_does(model_folder: Path, suite: Suite
 
 
 def test_roast_with_everything_off_is_plain_bit_for_bit(model_folder: Path, suite: Suite) -> None:
-    off = {"selective": False, "adversarial_weight": 0.0, "consistency_weight": 0.0}
+    off: dict[str, Any] = {"selective": False, "adversarial_weight": 0.0, "consistency_weight": 0.0}
     assert equal(trained(model_folder, suite, "roast", **off), trained(model_folder, suite, "plain"))
 
 
@@ -123,7 +123,7 @@ def test_roast_measures_importance_before_the_first_step(model_folder: Path, sui
     recorder = Recorder()
     classifier = load_classifier(str(model_folder), SENTIMENT, 32, 0)
     train(classifier, create_method("roast", SENTIMENT, {}), suite.train, RECIPE, 0, recorder)
-    assert recorder.stages == [("measuring importance", 4), ("training", 8)]
+    assert recorder.stages == [("importance", 4), ("training", 8)]
     assert len(recorder.losses) == 12
 
 

@@ -1,0 +1,93 @@
+"""The Triton backend without a GPU: what it says of itself, and its kernels in triton's interpreter.
+
+The interpreter must be chosen before triton is imported, which other tests of the same run may long have done.
+Therefore its tests run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import torch
+
+from roast_optim.kernels import triton
+
+KERNELS = Path(__file__).parent
+INTERPRETED = [KERNELS / "triton_interpreted", KERNELS / "test_backends.py"]
+
+
+def test_the_kernels_pass_their_tests_in_the_interpreter(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    arguments = [
+        "-q",
+        "-k",
+        "triton",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::RuntimeWarning",
+        f"--junit-xml={report}",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments, *INTERPRETED],
+        cwd=KERNELS.parents[1],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    suite = ElementTree.parse(report).getroot()[0]
+    assert int(suite.attrib["tests"]) > 150
+    assert int(suite.attrib["skipped"]) == 0
+
+
+def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = triton.unavailable()
+    assert reason is not None
+    assert "pip install 'roast-optim[triton]'" in reason
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reason = triton.unavailable()
+    assert reason is not None
+    assert "torch finds no GPU" in reason
+    assert not triton.supports(torch.device("cpu"))
+
+
+def test_a_gpu_that_triton_does_not_support_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(7, 0), (9, 0)][index])
+    assert triton.unavailable() is None
+    assert not triton.supports(torch.device("cuda", 0))
+    assert triton.supports(torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    reason = triton.unavailable()
+    assert reason is not None
+    assert "compute capability 8.0" in reason
+
+
+def test_the_interpreter_takes_tensors_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton.unavailable() is None
+    assert triton.supports(torch.device("cpu"))
+    assert not triton.supports(torch.device("meta"))
+
+
+def test_importing_the_backend_imports_no_triton() -> None:
+    code = "import sys; from roast_optim.kernels import triton; triton.unavailable(); sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        triton.nonsense  # noqa: B018

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -152,9 +152,9 @@ class AdversarialEmbedding:
         labels = kwargs.pop("labels", None) if self.loss_fn else None
         if not (unwrapped(self.model).training and torch.is_grad_enabled()):
             return self.model(*args, **kwargs)
-        if self.loss_fn and labels is None:
-            raise ValueError("labels=None: loss_fn needs labels= in training mode; pass them, or call model.eval()")
         try:
+            if self.loss_fn and labels is None:
+                raise ValueError("labels=None: loss_fn needs labels= in training mode; pass them, or call model.eval()")
             self._hook.attach()
             if isinstance(self.model, nn.parallel.DistributedDataParallel):
                 both_passes = partial(self._both_passes, self.model.module, labels)
@@ -167,7 +167,7 @@ class AdversarialEmbedding:
     def _both_passes(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
         call = ModelCall(model, args, kwargs, labels)
         clean = self._fast_clean_pass(call) if self.gradient == "fast" else self._exact_clean_pass(call)
-        perturbed = ForwardPass(clean.embeddings, self._perturbation(clean, call))
+        perturbed = ForwardPass(clean.embeddings, self._perturbation(clean.gradient, call))
         adversarial = self._run(perturbed, call)
         self._hook.keep(perturbed, adversarial.loss)
         consistency = consistency_loss(
@@ -190,28 +190,6 @@ class AdversarialEmbedding:
         )
         return with_loss(clean.output, objective, loss_is_new=self.loss_fn is not None)
 
-    def _exact_clean_pass(self, call: ModelCall) -> _Result:
-        """A pass whose graph is kept for the update."""
-        clean = self._run(ForwardPass(), call)
-        started = clean
-        if self.start_noise:
-            started = self._run(ForwardPass(clean.embeddings, self._noise_like(clean.embeddings)), call)
-        self._differentiate(started, call, [])
-        clean.gradient, clean.loss_divisor = started.gradient, started.loss_divisor
-        return clean
-
-    def _fast_clean_pass(self, call: ModelCall) -> _Result:
-        """A pass whose graph is gone, its gradients held in the loss."""
-        parameters = parameters_to_hold(call.model)
-        call_on_leaves, inputs, leaves = call.on_leaves()
-        clean = self._run(ForwardPass(), call_on_leaves)
-        held = self._differentiate(clean, call, [*parameters, *leaves])
-        clean.loss = replay(clean.loss, [*parameters, *inputs], held)
-        clean.logits = clean.logits.detach()
-        # Lest the graph be entered by way of the output, as DistributedDataParallel would do.
-        clean.output = tree_map_only(Tensor, Tensor.detach, clean.output)
-        return clean
-
     def _run(self, forward_pass: ForwardPass, call: ModelCall) -> _Result:
         kwargs = call.kwargs
         with self._hook.running(forward_pass):
@@ -225,16 +203,38 @@ class AdversarialEmbedding:
         """Does ``inputs_embeds`` stand in for the table that is to be perturbed?"""
         return self._hook.target.is_table and isinstance(call.kwargs.get("inputs_embeds"), Tensor)
 
+    def _exact_clean_pass(self, call: ModelCall) -> _Result:
+        """A pass whose graph serves the update as well."""
+        clean = self._run(ForwardPass(), call)
+        started = clean
+        if self.start_noise:
+            started = self._run(ForwardPass(clean.embeddings, self._noise_like(clean.embeddings)), call)
+        self._differentiate(started, call, [])
+        clean.gradient, clean.loss_divisor = started.gradient, started.loss_divisor
+        return clean
+
+    def _fast_clean_pass(self, call: ModelCall) -> _Result:
+        """A pass whose graph is gone, all its gradients held by the loss."""
+        parameters = parameters_to_hold(call.model)
+        call_on_leaves, inputs, leaves = call.on_leaves()
+        clean = self._run(ForwardPass(), call_on_leaves)
+        held = self._differentiate(clean, call, [*parameters, *leaves])
+        clean.loss = replay(clean.loss, [*parameters, *inputs], held)
+        clean.logits = clean.logits.detach()
+        # Lest the graph be entered by way of the output, as DistributedDataParallel would do.
+        clean.output = tree_map_only(Tensor, Tensor.detach, clean.output)
+        return clean
+
     def _differentiate(self, result: _Result, call: ModelCall, held: list[Tensor]) -> list[Tensor | None]:
-        """Find the gradient and the divisor of a loss; return its gradients with respect to what is to be held."""
+        """Find gradient and divisor of the task loss; return its gradients with respect to what is to be held."""
         watched = [result.forward_pass.addend, *([] if call.num_items is None else [call.num_items])]
         gradients = differentiate(result.loss, [*watched, *held], retain_graph=self.gradient == "exact")
-        result.gradient = gradients[0]
-        if result.gradient is None:
+        if gradients[0] is None:
             raise RuntimeError(
                 f"the task loss does not depend on the embedding {self.embedding_name!r}, or only through a reentrant "
                 "checkpoint; pass embedding=, a module that it depends on, or use_reentrant=False"
             )
+        result.gradient = gradients[0]
         if call.num_items is not None and gradients[1] is not None:
             result.loss_divisor = call.num_items.detach()
         return gradients[len(watched) :]
@@ -251,9 +251,7 @@ class AdversarialEmbedding:
         )
         return noise.mul_(self.start_noise).requires_grad_()
 
-    def _perturbation(self, clean: _Result, call: ModelCall) -> Tensor:
-        gradient = clean.gradient
-        assert gradient is not None
+    def _perturbation(self, gradient: Tensor, call: ModelCall) -> Tensor:
         tokens_first = self._hook.target.tokens_first and not self._answers_inputs_embeds(call)
         attention_mask, tokens = call.argument("attention_mask"), None
         # Embeddings of two dimensions have no padding: those of all tokens of the batch in a row.
@@ -271,19 +269,15 @@ class _Result:
     """What a forward pass gave.
 
     Attributes:
-        forward_pass: the pass.
-        output: of the model.
-        loss: the task loss, a scalar.
-        logits: of the output.
-        gradient: of the task loss, times a constant, with respect to the embeddings, once it is taken.
-        loss_divisor: ``num_items_in_batch``, if the model has divided the loss by it.
+        gradient: of the task loss, times a constant, with respect to the embeddings; empty until it is differentiated.
+        loss_divisor: what the task loss has been divided by; None: by how many items it is the mean of.
     """
 
     forward_pass: ForwardPass
     output: Any
     loss: Tensor
     logits: Tensor
-    gradient: Tensor | None = None
+    gradient: Tensor = field(default_factory=lambda: torch.empty(0))
     loss_divisor: Tensor | None = None
 
     @property

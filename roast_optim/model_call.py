@@ -36,8 +36,8 @@ class ModelCall:
         labels: those that the loss is computed from, if they are not among the arguments.
 
     Attributes:
-        num_items: ``num_items_in_batch``, if it is among the arguments, there and here as a leaf: only its gradient tells
-            whether the model divides its loss by it. Many models take it and do not.
+        num_items: ``num_items_in_batch``, if it is among the arguments, there and here as a leaf: only its gradient
+            tells whether the model divides its loss by it. Many models take it and do not.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], labels: Any = None) -> None:
@@ -69,14 +69,18 @@ class ModelCall:
         return dict(zip(parameters, self.args, strict=False)).get(name)
 
     def on_leaves(self) -> tuple[ModelCall, list[Tensor], list[Tensor]]:
-        """The call with leaves for the inputs that require a gradient; those inputs; and the leaves, in their order."""
+        """The call cut off from the graph of its inputs; the inputs that require a gradient; the leaves for them."""
         values, structure = tree_flatten((self.args, self.kwargs))
-        inputs = [value for value in values if isinstance(value, Tensor) and value.requires_grad]
-        inputs = [value for value in inputs if value is not self.num_items]
-        leaves = {id(value): value.detach().requires_grad_() for value in inputs}
+        inputs: list[Tensor] = []
+        leaves: list[Tensor] = []
+        for index, value in enumerate(values):
+            if isinstance(value, Tensor) and value.requires_grad and value is not self.num_items:
+                values[index] = value.detach().requires_grad_()
+                inputs.append(value)
+                leaves.append(values[index])
         call = copy.copy(self)
-        call.args, call.kwargs = tree_unflatten([leaves.get(id(value), value) for value in values], structure)
-        return call, inputs, [leaves[id(value)] for value in inputs]
+        call.args, call.kwargs = tree_unflatten(values, structure)
+        return call, inputs, leaves
 
 
 def loss_and_logits(output: Any, labels: Any, loss_fn: Callable[[Any, Any], Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,10 @@ import torch
 
 from roast_optim.kernels.backend import BACKEND_NAMES, load_backend
 
+# The workers of a parallel run share the cores: more threads than cores wait for each other, and tests take minutes.
+# What must hold for any number of threads sets it itself.
+torch.set_num_threads(1)
+
 
 def can_run(name: str) -> bool:
     """Whether a backend can run parameters on the CPU here."""

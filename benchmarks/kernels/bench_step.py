@@ -82,10 +82,11 @@ def test_reference_backend(
 
 
 @every_workload
-@pytest.mark.parametrize("kind", ["foreach", "for-loop"])
+@pytest.mark.parametrize("kind", ["fused", "foreach", "for-loop"])
 def test_torch_adamw(
     row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes], workload: str, kind: str
 ) -> None:
+    """The fused one against itself shows how far a ratio can be trusted."""
     row(f"step, {workload}", f"torch AdamW, {kind}", cannot_run("reference", device))
     candidate = torch_adamw(kind, sizes[workload], device)
     compare(candidate, [copy_like(candidate, device), torch_adamw("fused", sizes[workload], device)])

@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from roast_optim.kernels.backend import BACKEND_NAMES
+
 BASELINE = "torch AdamW, fused"
 OURS, OTHERS = "#d1495b", "#4878a8"
 
@@ -31,10 +33,11 @@ def draw_chart(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def draw_panel(axes: Axes, title: str, bars: dict[str, float]) -> None:
     names = sorted(bars, key=lambda name: -bars[name])  # the last is drawn on top
-    colors = [OURS if name.split()[0] in ("native", "triton", "reference") else OTHERS for name in names]
+    colors = [OURS if name.startswith(BACKEND_NAMES) else OTHERS for name in names]
     drawn = axes.barh(names, [bars[name] for name in names], color=colors)
     axes.bar_label(drawn, [f"{bars[name]:.3g}" for name in names], padding=3, fontsize=9)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle="--")
     axes.margins(x=0.12)
     axes.set_title(title, loc="left", fontsize=10)

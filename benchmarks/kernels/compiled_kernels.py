@@ -1,5 +1,7 @@
 """The Triton kernels as they are launched, compiled ahead of time for GPUs that need not be there."""
 
+# mypy: disable-error-code="import-untyped"
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from roast_optim.kernels.triton import histogram, importance, perturbation, rank_codes, roast_adamw, symmetric_kl
-from roast_optim.kernels.triton.launch import BLOCKS_PER_PROGRAM, ELEMENTS_PER_THREAD, OPTIONS, WARPS
+from roast_optim.kernels.triton.launch import BLOCKS_PER_PROGRAM, ELEMENTS_PER_THREAD, OPTIONS, WARPS, row_options
 
 from .disassembly import Listing, amd_listing, nvidia_listing, wide_accesses
 
@@ -40,15 +42,19 @@ _TYPES = {
     **dict.fromkeys(("logits_p", "logits_q", "divergences", "statistics", "upstream", "grad_p", "grad_q"), "*fp32"),
     **dict.fromkeys((*_STRIDES, "hidden", "p_stride", "q_stride", "classes"), "i32:16"),
 }
-_STEP = {
+_STEP: dict[str, Any] = {
     "COLUMNS": 14,
     **dict.fromkeys(("PARAM_TYPE", "GRAD_TYPE", "STATE_TYPE"), tl.float32),
     "LARGEST": torch.finfo(torch.float32).max,
     **dict.fromkeys(("ALIGNED", "RUN", "ACCUMULATE", "SELECT", "DRAW_BY_STEP"), True),
     **dict.fromkeys(("AMSGRAD", "MAXIMIZE", "STEP_ON_DEVICE", "LR_ON_DEVICE"), False),
 }
-_BFLOAT16 = {"PARAM_TYPE": tl.bfloat16, "GRAD_TYPE": tl.bfloat16, "LARGEST": torch.finfo(torch.bfloat16).max}
-_UNSELECTED = {"SELECT": False, "DRAW_BY_STEP": False, "selection_table": None}
+_BFLOAT16: dict[str, Any] = {
+    "PARAM_TYPE": tl.bfloat16,
+    "GRAD_TYPE": tl.bfloat16,
+    "LARGEST": torch.finfo(torch.bfloat16).max,
+}
+_UNSELECTED: dict[str, Any] = {"SELECT": False, "DRAW_BY_STEP": False, "selection_table": None}
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,7 @@ class Kernel:
         vectors: 128-bit accesses per four elements; 0: none.
         constants: arguments that are compiled in.
         types: of arguments for which they are not the usual ones.
-        elements: handled by a program; None: as many as by those that read a pointer table.
-        warps: per program.
+        elements: of a row, handled by a program; None: the kernel reads a pointer table.
     """
 
     name: str
@@ -73,13 +78,13 @@ class Kernel:
     constants: Mapping[str, Any]
     types: Mapping[str, str] = field(default_factory=dict)
     elements: int | None = None
-    warps: int = WARPS
 
     def listing(self, target_name: str) -> Listing:
         """Compile for a target and disassemble."""
         target = TARGETS[target_name]
-        options = {**OPTIONS, "num_warps": self.warps}
-        compiled = triton.compile(self._source(target.warp_size), target=target, options=options)
+        compiled = triton.compile(
+            self._source(target.warp_size), target=target, options=self._options(target.warp_size)
+        )
         if target.backend == "cuda":
             tools = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin"
             return nvidia_listing(compiled.asm["cubin"], tools, compiled.metadata.shared)
@@ -91,7 +96,11 @@ class Kernel:
         loop = listing.main_loop()
         unrolled = max(1, wide_accesses(loop) // self.vectors) if self.vectors else 1
         elements = self.elements or ELEMENTS_PER_THREAD * lanes * WARPS * BLOCKS_PER_PROGRAM
-        return len(loop) / (4 * unrolled), listing.outside_main_loop() * lanes * self.warps / elements
+        threads = lanes * self._options(lanes)["num_warps"]
+        return len(loop) / (4 * unrolled), listing.outside_main_loop() * threads / elements
+
+    def _options(self, lanes: int) -> dict[str, int | bool]:
+        return OPTIONS if self.elements is None else row_options(self.constants["BLOCK"], lanes)
 
     def _source(self, lanes: int) -> ASTSource:
         block = ELEMENTS_PER_THREAD * lanes * WARPS
@@ -144,6 +153,6 @@ KERNELS = (
         {"BLOCK": 1024, "LENGTH_BLOCK": 128, "NORM": "linf"},
         elements=1024,
     ),
-    Kernel("symmetric KL, forward", symmetric_kl._forward_kernel, 8, 2, {"BLOCK": 2048}, elements=32768, warps=8),
+    Kernel("symmetric KL, forward", symmetric_kl._forward_kernel, 8, 2, {"BLOCK": 2048}, elements=32768),
     Kernel("symmetric KL, backward", symmetric_kl._backward_kernel, 16, 4, {"BLOCK": 1024, "BLOCKS": 8}, elements=8192),
 )

@@ -115,8 +115,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         *(f"| {what.replace('_', ' ')} | {step[what]} | {most} | {aim} |" for what, (most, aim) in LIMITS.items()),
         "",
         f"A thread handles four elements at a time. Its accesses: {_widths(step)}. The 128-bit loads fetch the five "
-        "tensors, the 32-bit load the four rank codes. The 64-bit loads are for the L1 cache: per element, threshold and "
-        "rescaling factor in one; and addresses of tensors, the same for all threads.",
+        "tensors, the 32-bit load the four rank codes. The 64-bit loads are for the L1 cache: per element, threshold "
+        "and rescaling factor in one; and addresses of tensors, the same for all threads.",
         "",
         "## All kernels",
         "",

@@ -94,7 +94,9 @@ def unavailable() -> str | None:
 
 def _load() -> ctypes.CDLL:
     folder = Path(__file__).parent
-    rebuild = "reinstall roast-optim where a C++17 compiler (g++ or clang++) is installed; pip install -v shows its errors"
+    rebuild = (
+        "reinstall roast-optim where a C++17 compiler (g++ or clang++) is installed; pip install -v shows its errors"
+    )
     files = sorted(folder.glob("_native*.so"))
     if not files:
         raise LibraryError(f"it was not built ({folder} holds no _native*.so): {rebuild}")
@@ -120,17 +122,19 @@ def _load() -> ctypes.CDLL:
 def _run_team() -> int | None:
     """Address of GOMP_parallel in the OpenMP runtime of this process's torch, whose threads are thus shared.
 
-    The dynamic linker's own order: whatever is loaded for the whole process first (a preloaded runtime), then what torch
-    itself depends on.
+    In the dynamic linker's own order: first what is loaded for the whole process (a preloaded runtime), then what torch
+    depends on.
     """
-    torch_libraries = Path(torch.__file__).parent / "lib"
-    for file in (None, *torch_libraries.glob("libtorch_cpu.*")):
+    torch_libraries = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")
+    for file in (None, *map(str, torch_libraries)):
         try:
-            return ctypes.cast(ctypes.CDLL(file and str(file)).GOMP_parallel, ctypes.c_void_p).value
+            return ctypes.cast(ctypes.CDLL(file).GOMP_parallel, ctypes.c_void_p).value
         except (OSError, AttributeError):
             continue
     warnings.warn(
-        "the native backend of RoastAdamW found no OpenMP runtime in torch and runs in one thread", UserWarning, stacklevel=2
+        "the native backend of RoastAdamW found no OpenMP runtime in torch and runs in one thread",
+        UserWarning,
+        stacklevel=2,
     )
     return None
 
@@ -153,7 +157,7 @@ def instruction_set() -> str:
 
 
 def threads() -> int:
-    """Number of threads for a call: torch's; one in a forked process, in which the OpenMP runtime's threads are gone."""
+    """Number of threads for a call: torch's; one in a forked process, where the OpenMP runtime's threads are gone."""
     return 1 if _forked else torch.get_num_threads()
 
 

@@ -18,17 +18,25 @@ WARPS = 4
 BLOCKS_PER_PROGRAM = 8
 
 # Fused multiply-add only where a kernel says so: importance is defined by two roundings.
-OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
+OPTIONS: dict[str, int | bool] = {"num_warps": WARPS, "enable_fp_fusion": False}
 
 _INTERPRETED_BLOCK = 16384  # the interpreter takes about as long for a block of any size
 
 
 @lru_cache
+def lanes(device: torch.device) -> int:
+    """Threads of a warp: 32 on NVIDIA's GPUs, 64 on some of AMD's."""
+    return 32 if device.type == "cpu" else int(torch.cuda.get_device_properties(device).warp_size)
+
+
 def block_size(device: torch.device) -> int:
     """Elements that the threads of one program handle at once."""
-    if device.type == "cpu":
-        return _INTERPRETED_BLOCK
-    return ELEMENTS_PER_THREAD * torch.cuda.get_device_properties(device).warp_size * WARPS
+    return _INTERPRETED_BLOCK if device.type == "cpu" else ELEMENTS_PER_THREAD * lanes(device) * WARPS
+
+
+def row_options(block: int, lanes_per_warp: int) -> dict[str, int | bool]:
+    """Options of a kernel that handles ``block`` elements of a row at once: as many warps as have eight per thread."""
+    return {**OPTIONS, "num_warps": max(1, min(16, block // (8 * lanes_per_warp)))}
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .importance import FLOAT_TYPES, LARGEST_FLOAT32
-from .launch import OPTIONS, on
+from .launch import lanes, on, row_options
 
 NORMS = ("linf", "sign", "l2")
 INFINITY = tl.constexpr(math.inf)
@@ -61,7 +61,7 @@ def perturbed_embedding(
     not_finite = torch.zeros((), dtype=torch.int64, device=gradient.device)
     perturbed = torch.empty_like(embedding)
     block = triton.next_power_of_2(hidden)
-    options = {**OPTIONS, "num_warps": max(1, min(16, block // 256))}
+    options = row_options(block, lanes(gradient.device))
     if gradient.numel():
         with on(gradient.device):
             _peaks_kernel[(batch * length,)](

@@ -317,7 +317,7 @@ def _step_block(
 @triton.jit
 def _selected_gradient(grad, rank_code, words, selection_table, GRAD_TYPE: tl.constexpr, LARGEST: tl.constexpr):
     """(m / p) * g, rounded to and saturating at the range of the gradient's dtype; non-finite g passes if kept."""
-    entry = tl.load(selection_table + rank_code).to(tl.uint64, bitcast=True)
+    entry = tl.load(selection_table + rank_code.to(tl.int32)).to(tl.uint64, bitcast=True)
     rescaling = (entry >> 32).to(tl.uint32).to(tl.float32, bitcast=True)
     limit = tl.where(tl.abs(grad) <= LARGEST, LARGEST, INFINITY)
     scaled = tl.maximum(grad * rescaling, -limit, propagate_nan=tl.PropagateNan.ALL)

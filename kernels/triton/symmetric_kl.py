@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .importance import FLOAT_TYPES, LARGEST_FLOAT32
-from .launch import OPTIONS, on
+from .launch import lanes, on, row_options
 
 INFINITY = tl.constexpr(math.inf)
 _FORWARD_BLOCK = 2048
@@ -75,7 +75,7 @@ class _SymmetricKL(torch.autograd.Function):
             with on(p.device):
                 _forward_kernel[(rows,)](
                     p, p.stride(0), q, q.stride(0), mask, divergences, statistics, classes,
-                    BLOCK=block, **{**OPTIONS, "num_warps": max(1, block // 256)},
+                    BLOCK=block, **row_options(block, lanes(p.device)),
                 )  # fmt: skip
         ctx.save_for_backward(p, q, mask, statistics)
         ctx.shape = logits_p.shape
@@ -97,7 +97,7 @@ class _SymmetricKL(torch.autograd.Function):
                 _backward_kernel[(rows * parts,)](
                     p, p.stride(0), q, q.stride(0), mask, statistics, upstream.reshape(-1).contiguous(), grad_p, grad_q,
                     classes, parts,
-                    BLOCK=block, BLOCKS=_BLOCKS_PER_PROGRAM, **{**OPTIONS, "num_warps": max(1, block // 256)},
+                    BLOCK=block, BLOCKS=_BLOCKS_PER_PROGRAM, **row_options(block, lanes(p.device)),
                 )  # fmt: skip
         shaped = [None if grad is None else grad.view(ctx.shape) for grad in (grad_p, grad_q)]
         return shaped[0], shaped[1], None
@@ -136,24 +136,28 @@ def _forward_kernel(
         columns = start + tl.arange(0, BLOCK)
         p = tl.load(row_p + columns, mask=columns < classes, other=-INFINITY).to(tl.float32)
         q = tl.load(row_q + columns, mask=columns < classes, other=-INFINITY).to(tl.float32)
-        before_p = largest_p
-        before_q = largest_q
-        before = shift
-        largest_p = tl.maximum(before_p, tl.max(p, 0))
-        largest_q = tl.maximum(before_q, tl.max(q, 0))
-        if largest_p > before_p:
+        block_p = tl.max(p, 0)
+        block_q = tl.max(q, 0)
+        if (block_p > largest_p) | (block_q > largest_q):  # seldom after the first blocks: start from the new maxima
+            scale_p = tl.exp(largest_p - tl.maximum(largest_p, block_p))
+            scale_q = tl.exp(largest_q - tl.maximum(largest_q, block_q))
+            largest_p = tl.maximum(largest_p, block_p)
+            largest_q = tl.maximum(largest_q, block_q)
             of_largest = tl.max(tl.where(p == largest_p, p - q, -INFINITY), 0)
+            before = shift
             shift = tl.where(tl.abs(of_largest) <= LARGEST_FLOAT32, of_largest, before)
-        scale_p = tl.exp(before_p - largest_p)
-        scale_q = tl.exp(before_q - largest_q)
+            weighted_p = scale_p * tl.fma(sum_p, before - shift, weighted_p)
+            weighted_q = scale_q * tl.fma(sum_q, before - shift, weighted_q)
+            sum_p = scale_p * sum_p
+            sum_q = scale_q * sum_q
         e_p = tl.exp(p - largest_p)
         e_q = tl.exp(q - largest_q)
-        difference = p - q - shift
+        sum_p += e_p
+        sum_q += e_q
         # A class without probability adds nothing, whatever its difference.
-        weighted_p = tl.where(e_p > 0, e_p * difference, 0.0) + scale_p * tl.fma(sum_p, before - shift, weighted_p)
-        weighted_q = tl.where(e_q > 0, e_q * difference, 0.0) + scale_q * tl.fma(sum_q, before - shift, weighted_q)
-        sum_p = tl.fma(sum_p, scale_p, e_p)
-        sum_q = tl.fma(sum_q, scale_q, e_q)
+        difference = p - q - shift
+        weighted_p += tl.where(e_p > 0, e_p * difference, 0.0)
+        weighted_q += tl.where(e_q > 0, e_q * difference, 0.0)
     total_p = tl.sum(sum_p, 0)
     total_q = tl.sum(sum_q, 0)
     mean_p = tl.sum(weighted_p, 0) / total_p

@@ -163,12 +163,12 @@ class _TrainerAdversary(AdversarialEmbedding):
     given_divisor: Any = None
     loss_is_divided: bool = False
 
-    def _embedding_gradient(self, clean: Any, call: Any) -> Tensor:
-        gradient = super()._embedding_gradient(clean, call)
+    def _differentiate(self, result: Any, call: Any, held: list[Tensor]) -> list[Tensor | None]:
+        gradients = super()._differentiate(result, call, held)
         if self.loss_fn is not None:
-            call.loss_divisor = self.given_divisor
-        self.loss_is_divided = call.loss_divisor is not None
-        return gradient
+            result.loss_divisor = self.given_divisor
+        self.loss_is_divided = result.loss_divisor is not None
+        return gradients
 
 
 class RoastTrainer(Trainer):

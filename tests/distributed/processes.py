@@ -17,10 +17,12 @@ from torch.multiprocessing import start_processes
 
 # A fork server imports these once; each process of each test is then a fork of it, fresh and ready in milliseconds.
 _IMPORTED_ONCE = (
+    "pytest",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
-    "transformers",
+    "transformers.models.bert.modeling_bert",
+    "transformers.trainer",
     "roast_optim",
 )
 _LONGEST_WAIT = timedelta(seconds=60)  # for another process, before it counts as a hang
@@ -63,7 +65,7 @@ def _enter(rank: int, world_size: int, folder: str, function: Callable[..., Any]
     try:
         result = function(*args)
         dist.barrier()  # nobody tears the group down while another process still talks in it
-    except Exception:
+    except BaseException:  # CheckpointException is not an Exception
         result = Failure(traceback.format_exc())
     torch.save(result, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()

@@ -23,9 +23,9 @@ from tests.distributed.training import (
     batch,
     network,
     replicated,
-    share_of_differing_codes,
     sharded,
     sharded_with_given_gradients,
+    share_of_differing_codes,
     single,
     train,
     whole,
@@ -161,9 +161,13 @@ def _stats(way: str | None) -> dict[str, Any]:
         WAYS_TO_SHARD[way][0](model)
     optimizer = RoastAdamW(model.parameters(), backend="reference", **OPTIONS)
     train(model, optimizer, last=STEPS - 1)
-    return optimizer.selection_stats()
+    stats: dict[str, Any] = optimizer.selection_stats()["groups"][0]
+    return stats
 
 
 @pytest.mark.parametrize("way", ["fsdp2", "hsdp"])
 def test_selection_stats_are_those_of_the_whole_model(way: str) -> None:
-    assert run_in_processes(4, _stats, way) == [pytest.approx(_stats(None))] * 4
+    expected = _stats(None)
+    assert expected["realised_share"] < 1
+    for stats in run_in_processes(4, _stats, way):
+        assert stats == pytest.approx(expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -147,3 +147,40 @@ def test_an_element_is_kept_only_if_its_word_is_below_the_threshold(above: int, 
     codes = torch.arange(256).to(torch.uint8)
     part = masked_gradient(backend, torch.ones(256), codes, Placement.whole(0, 256), thresholds=thresholds)
     assert ((part != 0) == keeps).all()
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    """Sets the number of threads back to what it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("restored_threads")
+def test_results_do_not_depend_on_the_number_of_threads(backend: str) -> None:
+    """Sizes that no number of threads divides."""
+
+    def results(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        sizes = (300_001, 7, 0, 70_003)
+        gradients = [scores(size).sub(0.5) for size in sizes]
+        importances = [torch.zeros(size) for size in sizes]
+        rank_codes = [torch.zeros(size, dtype=torch.uint8) for size in sizes]
+        counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
+        module = load_backend(backend)
+        module.accumulate_importance_(importances, gradients)
+        accumulated = [importance.clone() for importance in importances]
+        module.histogram_(importances, counts)
+        table = (torch.arange(HISTOGRAM_BINS) % 251).to(torch.uint8)
+        module.assign_rank_codes_(importances, rank_codes, table)
+        moments = [
+            masked_gradient(backend, gradient, codes, Placement.whole(index, gradient.numel()))
+            for index, (gradient, codes) in enumerate(zip(gradients, rank_codes, strict=True))
+        ]
+        return [*accumulated, counts, *rank_codes, *moments]
+
+    expected = results(1)
+    for threads in (2, 3, 5):
+        for one, several in zip(expected, results(threads), strict=True):
+            assert_same_bits(several, one)

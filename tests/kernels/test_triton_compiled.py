@@ -55,8 +55,8 @@ def test_every_kernel_compiles_for_every_target_without_spills(tmp_path: Path) -
     assert len(rows) % 4 == 0
     for row in rows:
         assert row["spills"] == 0, row
-        if row["kernel"] != "histogram":  # bound by its atomic additions
-            assert row["issue_share"] < 1, row
+        if row["kernel"].startswith("step"):
+            assert row["issue_share"] < 1, "bound by memory"
     markdown = (tmp_path / "compiled.md").read_text()
     assert all(f"| {row['kernel']} |" in markdown for row in rows)
 

@@ -241,6 +241,41 @@ def test_inputs_embeds_in_place_of_tokens(name: str, embedding: str | None, grad
     assert embeds.grad[batch["attention_mask"].bool()].abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["xlnet", "llama"])
+def test_padding_of_inputs_embeds_is_found_when_there_are_as_many_samples_as_tokens(name: str) -> None:
+    """Though XLNet's table returns tokens first, what takes its place has samples first."""
+    architecture = ARCHITECTURES[name]
+    model, batch = architecture.model(), architecture.batch(samples=5, tokens=5)
+    table = model.get_input_embeddings()
+    embeds = table(batch.pop("input_ids")).detach()
+    adversary = AdversarialEmbedding(model, step_size=0.5)
+    seen: list[Tensor] = []
+    forward = model.forward
+
+    def record(**kwargs: Any) -> Any:
+        seen.append(kwargs["inputs_embeds"].detach())
+        return forward(**kwargs)
+
+    model.forward = record
+    adversary(inputs_embeds=embeds, **batch)
+    moved = (seen[1] - seen[0]).abs().amax(-1)
+    assert not moved[batch["attention_mask"] == 0].any()
+    assert moved.any()
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("gradient", ["exact", "fast"])
+def test_gradients_reach_what_the_inputs_were_computed_from(name: str, gradient: str) -> None:
+    """Such as the table itself, looked up by the caller: once, and not again for its being a parameter."""
+    architecture = ARCHITECTURES[name]
+    model, batch = architecture.model(), architecture.batch()
+    table = model.get_input_embeddings()
+    ids = batch.pop("input_ids")
+    AdversarialEmbedding(model, STEP_SIZE, 0.0, gradient=gradient)(inputs_embeds=table(ids), **batch).loss.backward()
+    expected = torch.autograd.grad(model(inputs_embeds=table(ids), **batch).loss, table.weight)[0]
+    torch.testing.assert_close(table.weight.grad, expected, rtol=1e-4, atol=1e-6)
+
+
 def regression_model() -> nn.Module:
     return transformers.BertForSequenceClassification(
         transformers.BertConfig(

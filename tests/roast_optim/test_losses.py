@@ -163,7 +163,7 @@ def test_regression_takes_the_mean_squared_error(shape: tuple[int, ...]) -> None
         ((4,), None, squared_error),
         ((4, 3), "multi_label_classification", symmetric_bernoulli_kl),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_loss_suits_the_task(shape: tuple[int, ...], problem_type: str | None, expected: Any) -> None:
     p, q = two(*shape)

@@ -70,6 +70,7 @@ class SelectiveOnly(Method):
     importance: str = "gradient"
     mask_schedule: str = "step"
     rescale: bool = True
+    backend: str = "auto"
     measure_first: bool = True  # whether one pass before training gives the first epoch masks
 
     @classmethod
@@ -93,6 +94,7 @@ class SelectiveOnly(Method):
             importance=self.importance,
             mask_schedule=self.mask_schedule,
             rescale=self.rescale,
+            backend=self.backend,
             seed=training.seed,
         )
 

@@ -50,11 +50,24 @@ def test_a_source_tree_without_an_install_says_how_to_get_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["with-compiler", "without-compiler"])
 def test_wheel_installs_nothing_named_kernels_and_works_without_a_compiler(tmp_path: Path, compiler: str) -> None:
-    environment = {"PATH": "/usr/bin:/bin"} if compiler == "with-compiler" else {"PATH": "", "CC": "none", "CXX": "none"}
+    environment = (
+        {"PATH": "/usr/bin:/bin"} if compiler == "with-compiler" else {"PATH": "", "CC": "none", "CXX": "none"}
+    )
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(tmp_path),
+            str(source),
+        ],
         check=True,
         env=environment,
     )

@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from roast_optim.kernels.triton import histogram, importance, perturbation, rank_codes, roast_adamw, symmetric_kl
+from roast_optim.kernels.triton import histogram, importance, perturbation, rank_codes, roast_adamw_kernel, symmetric_kl
 from roast_optim.kernels.triton.launch import BLOCKS_PER_PROGRAM, ELEMENTS_PER_THREAD, OPTIONS, WARPS, row_options
 
 from .disassembly import Listing, amd_listing, nvidia_listing, wide_accesses
@@ -123,7 +123,7 @@ def _step(
     name: str, bytes_per_element: float, vectors: int, types: Mapping[str, str] | None = None, **changes: Any
 ) -> Kernel:
     constants = {**_STEP, **changes}
-    return Kernel(name, roast_adamw._roast_adamw_kernel, bytes_per_element, vectors, constants, types or {})
+    return Kernel(name, roast_adamw_kernel.roast_adamw_kernel, bytes_per_element, vectors, constants, types or {})
 
 
 def _pass(name: str, function: Any, bytes_per_element: float, vectors: int, columns: int, **constants: Any) -> Kernel:

@@ -1,11 +1,7 @@
-"""The RoAST step in one kernel: accumulate importance, draw, rescale, AdamW, in one pass over memory.
+"""The fused RoAST step: which parameters share a launch, and what the launch is given.
 
-One launch serves all parameters of a device that agree in dtypes, alignment and kind of placement. Per float32 element
-the pass moves 37 bytes: five tensors of four bytes and the rank code are read, four tensors are written.
+One launch serves all parameters of a device that agree in dtypes, alignment and kind of placement.
 """
-
-# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
-# ruff: noqa: N803
 
 from __future__ import annotations
 
@@ -14,33 +10,14 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from .. import reference
 from ..backend import Placement, Selection
-from .draw import words_of_run, words_of_shard
-from .importance import FLOAT_TYPES, add_squares
+from .importance import FLOAT_TYPES
 from .launch import OPTIONS, cached_outside_graphs, on
-from .pointer_table import PointerTable, elements, is_aligned, load, program_part, store
-
-# Columns of the pointer table: addresses (0 for tensors that are not needed), then numbers.
-PARAM = tl.constexpr(0)
-GRAD = tl.constexpr(1)
-EXP_AVG = tl.constexpr(2)
-EXP_AVG_SQ = tl.constexpr(3)
-MAX_EXP_AVG_SQ = tl.constexpr(4)
-IMPORTANCE = tl.constexpr(5)
-RANK_CODE = tl.constexpr(6)
-STEP = tl.constexpr(7)  # the count, or its address where it is read on the device
-PARAMETER_ID = tl.constexpr(8)
-FIRST_INDEX = tl.constexpr(9)
-INNER_LENGTH = tl.constexpr(10)
-OUTER_STRIDE = tl.constexpr(11)
-
-SMALLEST_NORMAL = tl.constexpr(torch.finfo(torch.float32).tiny)
-INFINITY = tl.constexpr(math.inf)
+from .pointer_table import PointerTable, is_aligned
+from .roast_adamw_kernel import roast_adamw_kernel
 
 
 class Variant(NamedTuple):
@@ -127,7 +104,7 @@ def roast_adamw_(
         ]
         with on(variant.device):
             table = PointerTable(variant.device, [params[i].numel() for i in indices], columns)
-            _roast_adamw_kernel[table.grid](
+            roast_adamw_kernel[table.grid](
                 table.rows,
                 table.tensor_of_program,
                 None if selection is None else _packed_tables(selection.thresholds, selection.rescaling),
@@ -194,150 +171,3 @@ def _as_int32(word: int) -> int:
 
 def _log(beta: float) -> float:
     return math.log(beta) if beta > 0 else -math.inf
-
-
-@triton.jit(do_not_specialize=["key0", "key1", "draw_number"])
-def _roast_adamw_kernel(
-    rows,
-    tensor_of_program,
-    selection_table,
-    key0,
-    key1,
-    draw_number,
-    lr,
-    weight_decay,
-    eps,
-    beta1,
-    one_minus_beta1,  # from the host: 1 - 0.999 in float32 would be off by 2e-5
-    log_beta1,
-    beta2,
-    one_minus_beta2,
-    log_beta2,
-    COLUMNS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PARAM_TYPE: tl.constexpr,
-    GRAD_TYPE: tl.constexpr,
-    STATE_TYPE: tl.constexpr,
-    LARGEST: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    RUN: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
-    SELECT: tl.constexpr,
-    DRAW_BY_STEP: tl.constexpr,
-    AMSGRAD: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    STEP_ON_DEVICE: tl.constexpr,
-    LR_ON_DEVICE: tl.constexpr,
-):
-    row, begin, full, end = program_part(rows, tensor_of_program, COLUMNS, CHUNK, BLOCK)
-    step = tl.load(row + STEP)
-    if STEP_ON_DEVICE:
-        step = tl.load(step.to(tl.pointer_type(tl.float32))).to(tl.int64)
-    if LR_ON_DEVICE:
-        lr = tl.load(lr).to(tl.float32)
-    draw = draw_number.to(tl.uint32, bitcast=True)
-    if DRAW_BY_STEP:
-        draw = step.to(tl.uint32)
-    key0 = key0.to(tl.uint32, bitcast=True)
-    key1 = key1.to(tl.uint32, bitcast=True)
-    parameter = tl.load(row + PARAMETER_ID).to(tl.uint32)
-
-    # p - lr / b1 * m / (sqrt(v) / sqrt(b2) + eps), with the factor sqrt(b2) moved out of the fraction
-    correction = tl.sqrt(one_minus_power(log_beta2, step.to(tl.float32)))
-    negative_step_size = -lr * correction / one_minus_power(log_beta1, step.to(tl.float32))
-    eps = eps * correction
-    decay = 1.0 - lr * weight_decay
-
-    for start in range(begin, full, BLOCK):
-        _step_block(
-            row, start, None, selection_table, parameter, draw, key0, key1, decay, negative_step_size, eps,
-            beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK, PARAM_TYPE, GRAD_TYPE, STATE_TYPE, LARGEST,
-            ALIGNED, RUN, ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, False,
-        )  # fmt: skip
-    if full < end:
-        mask = tl.arange(0, BLOCK) < end - full
-        _step_block(
-            row, full, mask, selection_table, parameter, draw, key0, key1, decay, negative_step_size, eps,
-            beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK, PARAM_TYPE, GRAD_TYPE, STATE_TYPE, LARGEST,
-            ALIGNED, RUN, ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, True,
-        )  # fmt: skip
-
-
-@triton.jit
-def _step_block(
-    row, start, mask, selection_table, parameter, draw, key0, key1, decay, negative_step_size, eps,
-    beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK: tl.constexpr, PARAM_TYPE: tl.constexpr,
-    GRAD_TYPE: tl.constexpr, STATE_TYPE: tl.constexpr, LARGEST: tl.constexpr, ALIGNED: tl.constexpr,
-    RUN: tl.constexpr, ACCUMULATE: tl.constexpr, SELECT: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
-    MASKED: tl.constexpr,
-):  # fmt: skip
-    """The step of BLOCK elements. Tensors are fetched one after the other where they are used, to save registers."""
-    grad = load(elements(row, GRAD, start, GRAD_TYPE, ALIGNED, BLOCK), mask, MASKED).to(tl.float32)
-    if SELECT:
-        rank_code = load(elements(row, RANK_CODE, start, tl.uint8, ALIGNED, BLOCK), mask, MASKED)
-    if ACCUMULATE:
-        scores = elements(row, IMPORTANCE, start, tl.float32, ALIGNED, BLOCK)
-        store(scores, add_squares(load(scores, mask, MASKED), grad), mask, MASKED)
-    if SELECT:
-        first_index = tl.load(row + FIRST_INDEX)
-        if RUN:
-            words = words_of_run(first_index + start, parameter, draw, key0, key1, BLOCK)
-        else:
-            inner_length = tl.load(row + INNER_LENGTH)
-            outer_stride = tl.load(row + OUTER_STRIDE)
-            words = words_of_shard(
-                start, first_index, inner_length, outer_stride, parameter, draw, key0, key1, BLOCK
-            )  # fmt: skip
-        grad = _selected_gradient(grad, rank_code, words, selection_table, GRAD_TYPE, LARGEST)
-    if MAXIMIZE:
-        grad = -grad
-
-    pointers = elements(row, EXP_AVG, start, STATE_TYPE, ALIGNED, BLOCK)
-    exp_avg = load(pointers, mask, MASKED).to(tl.float32)
-    exp_avg = tl.fma(grad, one_minus_beta1, exp_avg * beta1)
-    store(pointers, exp_avg, mask, MASKED)
-
-    pointers = elements(row, EXP_AVG_SQ, start, STATE_TYPE, ALIGNED, BLOCK)
-    exp_avg_sq = load(pointers, mask, MASKED).to(tl.float32)
-    exp_avg_sq = tl.fma(grad * one_minus_beta2, grad, exp_avg_sq * beta2)
-    store(pointers, exp_avg_sq, mask, MASKED)
-    if AMSGRAD:
-        pointers = elements(row, MAX_EXP_AVG_SQ, start, STATE_TYPE, ALIGNED, BLOCK)
-        largest = load(pointers, mask, MASKED).to(tl.float32)
-        exp_avg_sq = tl.maximum(largest, exp_avg_sq, propagate_nan=tl.PropagateNan.ALL)
-        store(pointers, exp_avg_sq, mask, MASKED)
-
-    pointers = elements(row, PARAM, start, PARAM_TYPE, ALIGNED, BLOCK)
-    param = load(pointers, mask, MASKED).to(tl.float32)
-    update = exp_avg / (_square_root(exp_avg_sq) + eps)
-    store(pointers, tl.fma(update, negative_step_size, param * decay), mask, MASKED)
-
-
-@triton.jit
-def _selected_gradient(grad, rank_code, words, selection_table, GRAD_TYPE: tl.constexpr, LARGEST: tl.constexpr):
-    """(m / p) * g, rounded to and saturating at the range of the gradient's dtype; non-finite g passes if kept."""
-    entry = tl.load(selection_table + rank_code.to(tl.int32)).to(tl.uint64, bitcast=True)
-    rescaling = (entry >> 32).to(tl.uint32).to(tl.float32, bitcast=True)
-    limit = tl.where(tl.abs(grad) <= LARGEST, LARGEST, INFINITY)
-    scaled = tl.maximum(grad * rescaling, -limit, propagate_nan=tl.PropagateNan.ALL)
-    scaled = tl.minimum(scaled, limit, propagate_nan=tl.PropagateNan.ALL)
-    return tl.where(words < entry.to(tl.uint32), scaled.to(GRAD_TYPE).to(tl.float32), 0.0)
-
-
-@triton.jit
-def _square_root(x):
-    """tl.sqrt without its flushing of subnormal numbers to zero, by which a denominator without eps would vanish."""
-    small = x < SMALLEST_NORMAL
-    root = tl.sqrt(tl.where(small, x * 16777216.0, x))
-    return tl.where(small, root * 0.000244140625, root)
-
-
-@triton.jit
-def one_minus_power(log_base, exponent):
-    """1 - base ** exponent without cancellation; log_base <= 0."""
-    x = log_base * exponent
-    series = 1.0
-    for k in tl.static_range(9, 1, -1):
-        series = 1.0 + x / k * series
-    return tl.where(x > -0.5, -x * series, 1.0 - tl.exp(x))

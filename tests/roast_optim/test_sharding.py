@@ -60,7 +60,7 @@ def test_placement_names_the_local_elements(
 def test_shards_that_are_not_evenly_spaced_are_refused(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2))
     part = distribute_tensor(torch.zeros(3, 4, 6), mesh, [Shard(1), Shard(2)], src_data_rank=None)
-    with pytest.raises(ValueError, match="parameter 5 .* not evenly spaced"):
+    with pytest.raises(ValueError, match=r"parameter 5 .* not evenly spaced"):
         placement(part, 5)
 
 

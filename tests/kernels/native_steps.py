@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,25 +49,27 @@ def selection(
     return Selection(seed, keep_thresholds(alpha, beta), rescaling_factors(alpha, beta), draw_number)
 
 
-@dataclass(repr=False)
 class StepArguments:
-    """What a backend's roast_adamw_ takes."""
+    """What a backend's roast_adamw_ takes; no dataclass, of which hypothesis would print every element."""
 
-    params: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    max_exp_avg_sqs: list[Tensor]
-    state_steps: list[Tensor]
-    importances: list[Tensor]
-    rank_codes: list[Tensor]
-    placements: list[Placement]
-    options: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, lists: list[list[Any]], options: dict[str, Any]) -> None:
+        """Positional and keyword arguments."""
+        self.params: list[Tensor] = lists[0]
+        self.grads: list[Tensor] = lists[1]
+        self.exp_avgs: list[Tensor] = lists[2]
+        self.exp_avg_sqs: list[Tensor] = lists[3]
+        self.max_exp_avg_sqs: list[Tensor] = lists[4]
+        self.state_steps: list[Tensor] = lists[5]
+        self.importances: list[Tensor] = lists[6]
+        self.rank_codes: list[Tensor] = lists[7]
+        self.placements: list[Placement] = lists[8]
+        self.options = options
 
     def __repr__(self) -> str:
-        """What step_arguments was asked for."""
-        tensors = [(tuple(p.shape), p.dtype, m.dtype, p.data_ptr() % 64) for p, m in zip(self.params, self.exp_avgs, strict=True)]
-        return f"{tensors} {self.state_steps[0].item()} {self.placements} {self.options}"
+        """What is needed to make the case again, but for the random numbers."""
+        tensors = [(tuple(p.shape), p.dtype, m.dtype) for p, m in zip(self.params, self.exp_avgs, strict=True)]
+        options = {**self.options, "selection": self.options["selection"] and self.options["selection"].draw_number}
+        return f"{tensors} {self.state_steps[0].item()} {self.placements} {options}"
 
     def run(self, backend: Any) -> StepArguments:
         """Take the step with a backend's module, in place."""
@@ -88,18 +89,11 @@ class StepArguments:
 
     def copy(self, *, values: torch.dtype | None = None) -> StepArguments:
         """A deep copy; with ``values`` the parameters and moments are of that dtype."""
-
-        def copied(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensor.detach().clone() for tensor in tensors]
-
-        def converted(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensor.detach().clone().to(values or tensor.dtype) for tensor in tensors]
-
-        return StepArguments(
-            converted(self.params), copied(self.grads), converted(self.exp_avgs), converted(self.exp_avg_sqs),
-            converted(self.max_exp_avg_sqs), copied(self.state_steps), copied(self.importances),
-            copied(self.rank_codes), list(self.placements), dict(self.options),
-        )  # fmt: skip
+        lists: list[list[Any]] = [[tensor.detach().clone() for tensor in tensors] for tensors in self.lists()[:-1]]
+        if values is not None:
+            for i in (0, 2, 3, 4):
+                lists[i] = [tensor.to(values) for tensor in lists[i]]
+        return StepArguments([*lists, list(self.placements)], dict(self.options))
 
 
 def step_arguments(
@@ -138,7 +132,7 @@ def step_arguments(
         "lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False, "maximize": False,
         "capturable": False, "accumulate": True, "selection": selection(),
     }  # fmt: skip
-    return StepArguments(
+    lists: list[list[Any]] = [
         [normal(shape, dtype) for shape in shapes],
         [normal(shape, dtype) for shape in shapes],
         [normal(shape, moment_dtype) for shape in shapes],
@@ -148,5 +142,5 @@ def step_arguments(
         [uniform(shape, torch.float32) for shape in shapes],
         [codes(shape) for shape in shapes],
         placements or [Placement.whole(i, torch.Size(shape).numel()) for i, shape in enumerate(shapes)],
-        {**usual, **options},
-    )
+    ]
+    return StepArguments(lists, {**usual, **options})

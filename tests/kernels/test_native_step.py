@@ -32,7 +32,7 @@ def placements(draw: st.DrawFn, shapes: list[tuple[int, ...]]) -> list[Placement
         numel = max(torch.Size(shape).numel(), 1)
         inner = draw(st.sampled_from([1, 2, 3, 4, 7, 64, 100, numel, numel + 5]))
         first = draw(st.sampled_from([0, 1, 2, 3, 4, 1_000_001, 2**34 - 40, 2**50 + 3]))
-        stride = draw(st.sampled_from([0, inner, inner + 1, inner + 64, 2**33]))
+        stride = draw(st.sampled_from([inner, inner + 1, inner + 64, 2**33]))
         chosen.append(Placement(draw(st.integers(0, 2**32 - 1)), first, inner, stride))
     return chosen
 
@@ -66,7 +66,7 @@ def any_step(draw: st.DrawFn) -> StepArguments:
 
 @every_instruction_set
 @given(arguments=any_step(), threads=st.sampled_from([1, 2]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_step_equals_the_reference_in_float64_to_rounding(
     instruction_set: str, arguments: StepArguments, threads: int
 ) -> None:

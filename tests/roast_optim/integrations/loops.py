@@ -36,6 +36,11 @@ def halves(step: int) -> list[dict[str, Tensor]]:
     return [{name: value[start : start + 2] for name, value in batch(step).items()} for start in (0, 2)]
 
 
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """In the optimizer's order, in which every loop sums their gradients' norms."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def plain_loop(
     micro_batches: Callable[[int], list[dict[str, Tensor]]] = lambda step: [batch(step)],
     first: int = 0,
@@ -49,7 +54,7 @@ def plain_loop(
         parts = micro_batches(step)
         for part in parts:
             (adversary(**part).loss / len(parts)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        torch.nn.utils.clip_grad_norm_(parameters_of(optimizer), MAX_NORM)
         optimizer.step()
         optimizer.zero_grad()
     return optimizer

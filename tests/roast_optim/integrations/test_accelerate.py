@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from roast_optim import AdversarialEmbedding, RoastAdamW
-from tests.roast_optim.integrations.loops import MAX_NORM, STEPS, batch, halves, model_and_optimizer, plain_loop
+from tests.roast_optim.integrations.loops import (
+    MAX_NORM,
+    STEPS,
+    batch,
+    halves,
+    model_and_optimizer,
+    parameters_of,
+    plain_loop,
+)
 from tests.roast_optim.snapshot import assert_equal, snapshot
 
 # More batches than steps, so that Accelerate does not end the accumulation early at the end of the loader.
@@ -32,7 +40,7 @@ def loop(accelerator: Accelerator, accumulation: int = 1, steps: int = STEPS) ->
         with accelerator.accumulate(adversary.model):
             accelerator.backward(adversary(**part).loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
+                accelerator.clip_grad_norm_(parameters_of(optimizer), MAX_NORM)
             prepared.step()
             prepared.zero_grad()
     return optimizer
@@ -85,7 +93,7 @@ def test_a_step_that_the_scaler_skips_changes_nothing_and_is_visible() -> None:
     skipped = []
     for step in range(3):
         accelerator.backward(adversary(**batch(step)).loss)
-        accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
+        accelerator.clip_grad_norm_(parameters_of(optimizer), MAX_NORM)
         prepared.step()
         prepared.zero_grad()
         skipped.append(accelerator.optimizer_step_was_skipped)

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from roast_optim import AdversarialEmbedding, RoastAdamW
 from roast_optim.integrations.huggingface import RoastConfig, RoastTrainer
 from tests.models import ARCHITECTURES
-from tests.roast_optim.integrations.loops import MAX_NORM, STEPS, batch, model_and_optimizer, plain_loop
+from tests.roast_optim.integrations.loops import MAX_NORM, STEPS, batch, model_and_optimizer, parameters_of, plain_loop
 from tests.roast_optim.snapshot import assert_equal, snapshot
 
 
@@ -24,7 +24,7 @@ def scaled_loop(scaler: torch.amp.GradScaler, autocast: torch.dtype | None = Non
             loss = adversary(**batch(step)).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        torch.nn.utils.clip_grad_norm_(parameters_of(optimizer), MAX_NORM)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

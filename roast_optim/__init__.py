@@ -1,8 +1,10 @@
 """Robust fine-tuning by swapping the optimizer: RoAST (arXiv 2312.04032) for any PyTorch loop."""
 
+import importlib
+
 try:
-    from . import kernels as _kernels  # noqa: F401
-except ImportError as error:
+    importlib.import_module(".kernels", __name__)
+except ModuleNotFoundError as error:
     if error.name != "roast_optim.kernels":
         raise
     raise ImportError(

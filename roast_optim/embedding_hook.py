@@ -19,7 +19,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def _not_compiled(function: _Function) -> _Function:
     """Run between two pieces of compiled code: within one, the compiler makes no leaf that requires a gradient."""
-    disabled: _Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    disabled: _Function = torch._disable_dynamo(function)  # torch.compiler.disable would import the compiler now
     return disabled
 
 

@@ -121,8 +121,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         "## All kernels",
         "",
         "Instructions are those of the main loop, every branch counted as taken, and of the shortest way around it. "
-        '"Issue" is the time it takes to issue them over the time it takes to move the bytes: below 100% the kernel is '
-        "bound by memory.",
+        '"Issue" is the time it takes to issue them over the time it takes to move the bytes: below 100% memory is '
+        "the narrower limit.",
         "",
     ]
     for target, gpu in GPUS.items():

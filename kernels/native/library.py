@@ -97,26 +97,26 @@ def _load() -> ctypes.CDLL:
     rebuild = (
         "reinstall roast-optim where a C++17 compiler (g++ or clang++) is installed; pip install -v shows its errors"
     )
-    files = sorted(folder.glob("_native*.so"))
+    files = sorted(folder.glob("_native*.so"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise LibraryError(f"it was not built ({folder} holds no _native*.so): {rebuild}")
     try:
-        loaded = ctypes.CDLL(str(files[0]))
-        interface = loaded.roast_interface()
+        library = ctypes.CDLL(str(files[-1]))
+        interface = library.roast_interface()
     except (OSError, AttributeError) as error:
-        raise LibraryError(f"{files[0]} cannot be loaded ({error}): {rebuild}") from error
+        raise LibraryError(f"{files[-1]} cannot be loaded ({error}): {rebuild}") from error
     if interface != _INTERFACE:
-        raise LibraryError(f"{files[0]} was built from another version of the sources: {rebuild}")
+        raise LibraryError(f"{files[-1]} was built from another version of the sources: {rebuild}")
     for name, argument_types in _FUNCTIONS.items():
-        function = getattr(loaded, name)
+        function = getattr(library, name)
         function.argtypes, function.restype = argument_types, ctypes.c_char_p
     name = os.environ.get(_INSTRUCTION_SET, "")
-    message = loaded.roast_use_instruction_set(name.encode())
+    message = library.roast_use_instruction_set(name.encode())
     if message is not None:
         raise LibraryError(f"{_INSTRUCTION_SET}={name!r}: {message.decode()}; unset {_INSTRUCTION_SET}")
-    loaded.roast_use_team.argtypes, loaded.roast_use_team.restype = (ctypes.c_void_p,), None
-    loaded.roast_use_team(_run_team())
-    return loaded
+    library.roast_use_team.argtypes, library.roast_use_team.restype = (ctypes.c_void_p,), None
+    library.roast_use_team(_run_team())
+    return library
 
 
 def _run_team() -> int | None:

@@ -85,7 +85,7 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
     if (factors != nullptr) {
       const F32 factor = load(factors + i);
       F32 scaled = clamped(LARGEST<T>, finite_g * factor);
-      if (special) scaled = is_finite(g) | (factor == 0) ? scaled : g;  // in a kept element it passes, as in AdamW
+      if (special) scaled = (is_finite(g) | (factor == 0)) ? scaled : g;  // in a kept element it passes, as in AdamW
       g = rounded_to(e.grad, scaled);
     }
     g = (F32)((I32)g ^ scalars.sign);
@@ -98,7 +98,7 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
     F32 second_moment = exp_avg_sq;
     if (e.max_exp_avg_sq != nullptr) {
       const F32 previous = load(e.max_exp_avg_sq + i);
-      second_moment = (previous > exp_avg_sq) | (previous != previous) ? previous : exp_avg_sq;
+      second_moment = ((previous > exp_avg_sq) | (previous != previous)) ? previous : exp_avg_sq;
       store(e.max_exp_avg_sq + i, second_moment);
     }
     const F32 denominator = multiply_add(square_root(second_moment), scalars.denominator_factor, scalars.eps);

@@ -22,6 +22,7 @@ from .importance import FLOAT_TYPES, LARGEST_FLOAT32
 from .launch import lanes, on, row_options
 
 INFINITY = tl.constexpr(math.inf)
+SMALLER = tl.constexpr(2.0**-20)  # for sums of differences, which else overflow before the means that they serve
 _FORWARD_BLOCK = 2048
 _BACKWARD_BLOCK = 1024
 _BLOCKS_PER_PROGRAM = 8  # of the backward pass, in which several programs share a long row
@@ -146,8 +147,9 @@ def _forward_kernel(
             of_largest = tl.max(tl.where(p == largest_p, p - q, -INFINITY), 0)
             before = shift
             shift = tl.where(tl.abs(of_largest) <= LARGEST_FLOAT32, of_largest, before)
-            weighted_p = scale_p * tl.fma(sum_p, before - shift, weighted_p)
-            weighted_q = scale_q * tl.fma(sum_q, before - shift, weighted_q)
+            moved = (before - shift) * SMALLER
+            weighted_p = scale_p * tl.fma(sum_p, moved, weighted_p)
+            weighted_q = scale_q * tl.fma(sum_q, moved, weighted_q)
             sum_p = scale_p * sum_p
             sum_q = scale_q * sum_q
         e_p = tl.exp(p - largest_p)
@@ -155,13 +157,13 @@ def _forward_kernel(
         sum_p += e_p
         sum_q += e_q
         # A class without probability adds nothing, whatever its difference.
-        difference = p - q - shift
+        difference = (p - q - shift) * SMALLER
         weighted_p += tl.where(e_p > 0, e_p * difference, 0.0)
         weighted_q += tl.where(e_q > 0, e_q * difference, 0.0)
     total_p = tl.sum(sum_p, 0)
     total_q = tl.sum(sum_q, 0)
-    mean_p = tl.sum(weighted_p, 0) / total_p
-    mean_q = tl.sum(weighted_q, 0) / total_q
+    mean_p = tl.sum(weighted_p, 0) / total_p / SMALLER
+    mean_q = tl.sum(weighted_q, 0) / total_q / SMALLER
     divergence = tl.maximum(mean_p - mean_q, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(divergences + program, tl.where(end > 0, divergence, 0.0))
     statistics += 5 * program

@@ -13,7 +13,7 @@ import torch
 
 from roast_optim.kernels import native
 from roast_optim.kernels.native import library
-from tests.kernels.native_steps import INSTRUCTION_SETS, step_arguments, using
+from tests.kernels.native_steps import INSTRUCTION_SETS, StepArguments, step_arguments, using
 
 
 @pytest.fixture
@@ -100,22 +100,27 @@ def test_without_an_openmp_runtime_one_thread_does_the_work_and_says_so() -> Non
 
 def test_a_forked_process_takes_its_steps_in_one_thread() -> None:
     """A DataLoader's worker inherits an OpenMP runtime whose threads are gone; a parallel region would hang."""
-    expected = step_arguments([(200_000,)])
+    arguments = step_arguments([(200_000,)])
+    expected = arguments.copy()
     with using(native.instruction_set(), threads=2):
         expected.run(native)
         context = multiprocessing.get_context("fork")
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_step_in_child, args=(send.send,))
+        process = context.Process(target=_step_and_send, args=(arguments, send.send))
         process.start()
         arrived = receive.poll(60)
         process.kill()
         process.join()
     assert arrived
-    assert receive.recv() == (1, expected.params[0].sum().item())
+    assert receive.recv() == (1, sum_of_bits(expected))
 
 
-def _step_in_child(send: Callable[[tuple[int, float]], None]) -> None:
+def _step_and_send(arguments: StepArguments, send: Callable[[tuple[int, float]], None]) -> None:
     threads = library.threads()
-    arguments = step_arguments([(200_000,)]).run(native)
-    torch.set_num_threads(1)  # torch's own operations would hang, too
-    send((threads, arguments.params[0].sum().item()))
+    arguments.run(native)
+    torch.set_num_threads(1)  # as DataLoader does in its workers, for torch's own operations
+    send((threads, sum_of_bits(arguments)))
+
+
+def sum_of_bits(arguments: StepArguments) -> int:
+    return int(arguments.params[0].view(torch.int32).sum())

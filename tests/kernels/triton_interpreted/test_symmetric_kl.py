@@ -63,6 +63,10 @@ def test_logits_far_from_zero_and_far_apart() -> None:
     assert_agrees(60 * p, -40 * p, rtol=1e-4)  # of 100, 4e-6, by which the logarithms of the probabilities are off
 
 
+def test_the_largest_logits_do_not_overflow() -> None:
+    assert_agrees(torch.tensor([[3e38, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]]))
+
+
 def test_nearly_certain_predictions_keep_their_digits() -> None:
     p = random(4, 6000)
     p[:, 4321] += 20

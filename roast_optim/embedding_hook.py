@@ -19,7 +19,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def _not_compiled(function: _Function) -> _Function:
     """Run between two pieces of compiled code: within one, the compiler makes no leaf that requires a gradient."""
-    disabled: _Function = torch._disable_dynamo(function)  # torch.compiler.disable would import the compiler now
+    # Not torch.compiler.disable, which would import the compiler now and double the time of importing this package.
+    disabled: _Function = torch._disable_dynamo(function)  # type: ignore[attr-defined,assignment]
     return disabled
 
 

@@ -40,7 +40,8 @@ class Settings:
 
 
 PRESETS: dict[str, Mapping[str, Any]] = {
-    # Chosen on the validation set; see README.
+    # Sized for six minutes on two cores; nothing was tuned. In so few steps the paper's alpha of 0.9 for sentiment leaves
+    # too little to be learned, so RoAST selects as the paper does for entailment.
     "demo": {
         "task": "sentiment",
         "methods": ("plain", "roast"),
@@ -48,10 +49,10 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "data": "demo",
         "seeds": 1,
         "epochs": 2,
-        "train_rows": 1200,
-        "eval_rows": 400,
-        "attack_rows": 100,
-        "changes": ("learning_rate=5e-5",),
+        "train_rows": 800,
+        "eval_rows": 300,
+        "attack_rows": 60,
+        "changes": ("learning_rate=1e-4", "roast.alpha=0.6", "roast.beta=1"),
         "output": Path("build/demo"),
         "restart": True,
     },

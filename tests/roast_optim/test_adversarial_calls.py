@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from roast_optim.adversarial import AdversarialEmbedding
 from tests.models import ARCHITECTURES, HIDDEN, VOCABULARY, PlainClassifier
-from tests.oracles.objective import objective
+from tests.oracles.objective import counted_rows, objective, symmetric_divergence
 
 BERT = ARCHITECTURES["bert"]
 
@@ -153,6 +153,31 @@ def test_labels_per_token_with_loss_fn_may_be_flat() -> None:
     assert losses[0] == losses[1] > 0
     adversary(ids, labels=labels.masked_fill(labels != -100, 0).clamp(min=0))  # every token has a label
     assert adversary.last_losses["consistency"] != losses[0]
+
+
+@pytest.mark.parametrize("predicts_next", [False, True])
+def test_labels_of_loss_fn_belong_to_the_token_that_they_lie_at(predicts_next: bool) -> None:
+    """A language model's own loss is of the next token's label; a function of the caller's must say so itself."""
+    model, batch = ARCHITECTURES["gpt2_language_model"].model(), ARCHITECTURES["gpt2_language_model"].batch()
+    batch["labels"] = batch["labels"].masked_fill(torch.arange(6) < 3, -100)
+
+    def task_loss(output: Any, labels: Tensor) -> Tensor:
+        logits = output.logits[:, :-1] if predicts_next else output.logits
+        return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten() if predicts_next else labels.flatten())
+
+    adversary = AdversarialEmbedding(model, loss_fn=None if predicts_next else task_loss)
+    adversary(**batch)
+    expected = objective(
+        model,
+        {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]},
+        model.transformer.drop,
+        loss_and_logits=lambda output: (task_loss(output, batch["labels"]), output.logits),
+        perturbed=batch["attention_mask"].bool(),
+        distance=lambda first, second: symmetric_divergence(first, second)[
+            counted_rows(batch["labels"], predicts_next=predicts_next)
+        ].mean(),
+    )
+    torch.testing.assert_close(adversary.last_losses["consistency"], expected.consistency.float())
 
 
 def test_a_sample_without_a_finite_gradient_is_not_perturbed_and_is_counted() -> None:

@@ -1,0 +1,59 @@
+"""Every recipe of docs/recipes runs as it stands and learns."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed.checkpoint as dcp
+
+RECIPES = Path(__file__).parents[3] / "docs" / "recipes"
+RUNS: dict[str, dict[str, Any]] = {
+    "plain_loop": {},
+    "with_trainer": {},
+    "with_accelerate": {"cpu": True},
+    "with_lightning": {},
+    "sequence_to_sequence": {},
+    "language_model": {},
+}
+
+
+def test_every_recipe_is_tested() -> None:
+    assert {path.stem for path in RECIPES.glob("*.py")} == {*RUNS, "with_fsdp2"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_recipe_runs_and_learns(name: str) -> None:
+    losses = runpy.run_path(str(RECIPES / f"{name}.py"))["main"](**RUNS[name])
+    assert len(losses) >= 3
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_the_language_model_learns_with_adapters() -> None:
+    losses = runpy.run_path(str(RECIPES / "language_model.py"))["main"](lora=True)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.distributed
+def test_the_recipe_for_several_processes_runs_learns_and_saves(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, str(RECIPES / "with_fsdp2.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    losses = [float(loss) for loss in re.findall(r"task loss ([\d.]+)", result.stdout)]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    saved = dcp.FileSystemReader(tmp_path).read_metadata().state_dict_metadata
+    assert any(name.endswith("rank_code") for name in saved)

@@ -38,9 +38,11 @@ def backend_for(name: str, device: torch.device, warn: Callable[[str], None]) ->
     """
     if name == "auto":
         fastest = _FASTEST.get(device.type, "reference")
-        reason = load_backend(fastest).unavailable()
-        if reason is None:
-            return load_backend(fastest)
+        backend = load_backend(fastest)
+        reason = backend.unavailable()
+        if reason is None and backend.supports(device):
+            return backend
+        reason = reason or f"it does not support {device}"
         warn(f"RoastAdamW runs on the slow reference backend, because the {fastest} backend cannot run here: {reason}")
         return load_backend("reference")
     backend = load_backend(name)

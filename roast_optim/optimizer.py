@@ -211,9 +211,9 @@ class RoastAdamW(Optimizer):
                     tensors.importances,
                     tensors.rank_codes,
                     tensors.placements,
-                    lr=group["lr"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
+                    lr=_scalar(group["lr"]),
+                    beta1=_scalar(group["betas"][0]),
+                    beta2=_scalar(group["betas"][1]),
                     eps=group["eps"],
                     weight_decay=group["weight_decay"],
                     amsgrad=group["amsgrad"],
@@ -382,3 +382,8 @@ class RoastAdamW(Optimizer):
         finally:
             handle.remove()
             self.__dict__.pop("_incoming", None)
+
+
+def _scalar(value: float | Tensor) -> float | Tensor:
+    """A number, or a tensor of no dimensions, from an option that may be a tensor of one element of any shape."""
+    return value.reshape(()) if isinstance(value, Tensor) else value

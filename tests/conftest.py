@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from roast_optim.kernels.backend import BACKEND_NAMES, load_backend
 
 # The workers of a parallel run share the cores: more threads than cores wait for each other, and tests take minutes.
 # What must hold for any number of threads sets it itself.
 torch.set_num_threads(1)
+
+# A test is never timed: what an example takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def can_run(name: str) -> bool:

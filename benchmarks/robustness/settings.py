@@ -40,8 +40,8 @@ class Settings:
 
 
 PRESETS: dict[str, Mapping[str, Any]] = {
-    # Sized for six minutes on two cores; nothing was tuned. In so few steps the paper's alpha of 0.9 for sentiment leaves
-    # too little to be learned, so RoAST selects as the paper does for entailment.
+    # Sized for six minutes on two cores; nothing was tuned. In so few steps the paper's alpha of 0.9 for sentiment
+    # leaves too little to be learned, so RoAST selects as the paper does for entailment.
     "demo": {
         "task": "sentiment",
         "methods": ("plain", "roast"),

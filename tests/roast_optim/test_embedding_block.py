@@ -92,6 +92,27 @@ def test_the_table_stands_in_where_no_module_returns_what_the_first_block_is_giv
     assert find_embedding_output(Sum(nn.Identity()), None).name == "parts.words"
 
 
+def test_a_module_that_runs_twice_before_the_first_block_is_passed_over() -> None:
+    class Twice(Decoder):
+        def forward(self, tokens: Tensor) -> Tensor:
+            steps = self.parts["steps"]
+            return self.parts["blocks"][0](steps(steps(self.parts["words"](tokens)) + 1.0))
+
+    assert find_embedding_output(Twice(nn.Dropout(0.1)), None).name == "parts.words"
+
+
+def test_a_model_that_draws_even_in_evaluation_mode_does_not_move_the_random_state() -> None:
+    class Noisy(Decoder):
+        def forward(self, tokens: Tensor) -> Tensor:
+            torch.rand(3)
+            return super().forward(tokens)
+
+    model = Noisy(nn.Dropout(0.1))
+    state = torch.get_rng_state()
+    assert find_embedding_output(model, None).name == "parts.steps"
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_the_table_stands_in_where_two_tokens_cannot_be_sent_through_the_model() -> None:
     class TwoInputs(Decoder):
         def forward(self, tokens: Tensor, image: Tensor) -> Tensor:  # type: ignore[override]

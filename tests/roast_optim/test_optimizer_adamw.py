@@ -189,3 +189,15 @@ def test_state_dtype_computes_in_the_wider_dtype_and_rounds_once(dtype: torch.dt
                 assert roast.state[a][moment].dtype == state_dtype
                 adamw.state[b][moment] = adamw.state[b][moment].to(state_dtype).to(wide)
                 assert_same_bits(roast.state[a][moment].to(wide), adamw.state[b][moment])
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_a_learning_rate_may_be_a_tensor_of_one_element_of_any_shape(shape: tuple[int, ...], backend: str) -> None:
+    ours, theirs = (torch.arange(5.0).requires_grad_() for _ in range(2))
+    optimizer = RoastAdamW([ours], lr=torch.full(shape, 0.1), backend=backend)
+    expected = torch.optim.AdamW([theirs], lr=torch.tensor(0.1), foreach=False)
+    for param in (ours, theirs):
+        param.grad = torch.ones(5)
+    optimizer.step()
+    expected.step()
+    torch.testing.assert_close(ours, theirs)

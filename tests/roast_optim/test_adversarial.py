@@ -408,3 +408,23 @@ def test_start_noise_takes_the_gradient_beside_the_embeddings() -> None:
     large(**batch)
     assert large.last_losses["adversarial"] != small.last_losses["adversarial"]
     torch.testing.assert_close(large.last_losses["task"], small.last_losses["task"])
+
+
+def test_start_noise_has_its_own_generator() -> None:
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model, batch = ARCHITECTURES["bert"].model(), ARCHITECTURES["bert"].batch()
+        adversary = AdversarialEmbedding(model, STEP_SIZE, start_noise=10.0)
+        losses.append([float(adversary(**batch).loss) for _ in range(2)])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
+
+
+def test_start_noise_divides_by_num_items_too() -> None:
+    architecture = ARCHITECTURES["gpt2_language_model"]
+    model, batch = architecture.model(), architecture.batch()
+    plain, noisy = AdversarialEmbedding(model), AdversarialEmbedding(model, start_noise=1e-6)
+    plain(**batch, num_items_in_batch=50)
+    noisy(**batch, num_items_in_batch=50)
+    torch.testing.assert_close(noisy.last_losses, plain.last_losses, rtol=1e-3, atol=0)

@@ -30,8 +30,7 @@ def symmetric_kl(
     Raises:
         ValueError: the shapes do not fit each other.
     """
-    _check_same_shape(logits_p, logits_q)
-    logits_p, logits_q = _at_least_float32(logits_p), _at_least_float32(logits_q)
+    logits_p, logits_q = _comparable(logits_p, logits_q)
     counted = _counted(labels, logits_p)
     if counted is not None:  # before the softmax, lest a NaN of a row that is left out reach the gradient
         logits_p = logits_p.masked_fill(~counted.unsqueeze(-1), 0.0)
@@ -57,8 +56,7 @@ def symmetric_bernoulli_kl(logits_p: Tensor, logits_q: Tensor, *, num_items: Ten
     Raises:
         ValueError: the shapes differ.
     """
-    _check_same_shape(logits_p, logits_q)
-    logits_p, logits_q = _at_least_float32(logits_p), _at_least_float32(logits_q)
+    logits_p, logits_q = _comparable(logits_p, logits_q)
     terms = (logits_p.sigmoid() - logits_q.sigmoid()) * (logits_p - logits_q)
     return _average(terms.sum(-1), None, num_items)
 
@@ -77,8 +75,8 @@ def squared_error(outputs_p: Tensor, outputs_q: Tensor, *, num_items: Tensor | f
     Raises:
         ValueError: the shapes differ.
     """
-    _check_same_shape(outputs_p, outputs_q)
-    squares = (_at_least_float32(outputs_p) - _at_least_float32(outputs_q)).square()
+    outputs_p, outputs_q = _comparable(outputs_p, outputs_q)
+    squares = (outputs_p - outputs_q).square()
     return _average(squares.mean(-1) if squares.ndim > 1 else squares, None, num_items)
 
 
@@ -121,16 +119,17 @@ def consistency_loss(
     return symmetric_kl(logits_p, logits_q, labels, num_items=num_items)
 
 
-def _check_same_shape(first: Tensor, second: Tensor) -> None:
+def _comparable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The two outputs, checked to have one shape, each in float32 or wider."""
     if first.shape != second.shape or first.ndim == 0:
         raise ValueError(
             f"the two outputs have shapes {tuple(first.shape)} and {tuple(second.shape)}; "
             "they must be the same and have at least one dimension"
         )
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return (
+        first.to(torch.promote_types(first.dtype, torch.float32)),
+        second.to(torch.promote_types(second.dtype, torch.float32)),
+    )
 
 
 def _counted(labels: Tensor | None, logits: Tensor) -> Tensor | None:

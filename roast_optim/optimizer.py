@@ -262,16 +262,16 @@ class RoastAdamW(Optimizer):
             return False
         all_tensors = [tensors for _, by_device in gathered for tensors in by_device.values()]
         nonzero = any(bool(grad.any()) for tensors in all_tensors for grad in tensors.grads)
-        return not any_process(nonzero, self._process_groups(), all_tensors[0].params[0].device)
+        groups = self._mesh_groups() + ([self.process_group] if self.process_group is not None else [])
+        return not any_process(nonzero, groups, all_tensors[0].params[0].device)
 
-    def _process_groups(self) -> list[ProcessGroup]:
-        groups = mesh_groups(param for group in self.param_groups for param in group["params"])
-        return groups + ([self.process_group] if self.process_group is not None else [])
+    def _mesh_groups(self) -> list[ProcessGroup]:
+        return mesh_groups(param for group in self.param_groups for param in group["params"])
 
     def _require_same_on_all_processes(self) -> None:
         """Masks agree only where seeds and options do: compare them before it matters rather than after."""
         device = self.param_groups[0]["params"][0].device
-        if groups := mesh_groups(param for group in self.param_groups for param in group["params"]):
+        if groups := self._mesh_groups():
             names = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
             group_options = [{name: group[name] for name in names} for group in self.param_groups]
             require_same(f"{self.options}, groups {group_options}", groups, device)
@@ -321,11 +321,11 @@ class RoastAdamW(Optimizer):
                     fill_random_scores_(scores, group["seed"], self.placements[param])
                 elif self.options.importance == "magnitude":
                     fill_magnitude_scores_(scores, local(param))
-                part = parts.setdefault(
-                    (param.device, groups), RankedTensors(self._backend_of(param.device), param.device, groups)
-                )
-                part.importances.append(scores)
-                part.rank_codes.append(local(state["rank_code"]))
+                key = (param.device, groups)
+                if key not in parts:
+                    parts[key] = RankedTensors(self._backend_of(param.device), param.device, groups)
+                parts[key].importances.append(scores)
+                parts[key].rank_codes.append(local(state["rank_code"]))
         if not parts and self.process_group is None:
             return
         ranked = refresh_rank_codes(list(parts.values()), self.process_group)

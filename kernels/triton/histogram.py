@@ -33,9 +33,7 @@ def histogram_(scores: list[Tensor], counts: Tensor) -> None:
                 table.rows,
                 table.tensor_of_program,
                 counts,
-                COLUMNS=table.columns,
-                CHUNK=table.chunk,
-                BLOCK=table.block,
+                **table.constants,
                 ALIGNED=aligned,
                 **OPTIONS,
             )

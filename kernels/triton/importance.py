@@ -38,9 +38,7 @@ def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> No
             _accumulate_kernel[table.grid](
                 table.rows,
                 table.tensor_of_program,
-                COLUMNS=table.columns,
-                CHUNK=table.chunk,
-                BLOCK=table.block,
+                **table.constants,
                 GRAD=FLOAT_TYPES[dtype],
                 ALIGNED=aligned,
                 **OPTIONS,

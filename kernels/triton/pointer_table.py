@@ -51,6 +51,11 @@ class PointerTable:
         """Number of programs."""
         return (self.tensor_of_program.numel(),)
 
+    @property
+    def constants(self) -> dict[str, int]:
+        """What :func:`program_part` has to know when the kernel is compiled."""
+        return {"COLUMNS": self.columns, "CHUNK": self.chunk, "BLOCK": self.block}
+
 
 @cached_outside_graphs
 def _tensor_of_program(programs: tuple[int, ...], device: torch.device) -> Tensor:

@@ -33,9 +33,7 @@ def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], tabl
                 tensors.rows,
                 tensors.tensor_of_program,
                 table.to(device).contiguous(),
-                COLUMNS=tensors.columns,
-                CHUNK=tensors.chunk,
-                BLOCK=tensors.block,
+                **tensors.constants,
                 ALIGNED=aligned,
                 **OPTIONS,
             )

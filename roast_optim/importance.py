@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .kernels import reference
 from .kernels.backend import HISTOGRAM_BINS, RANK_CODES, Backend, Placement
+from .sharding import all_reduced
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -57,14 +57,13 @@ def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup |
     histograms = [torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=part.device) for part in parts]
     for part, histogram in zip(parts, histograms, strict=True):
         part.backend.histogram_(part.importances, histogram)
-        for group in part.groups:
-            dist.all_reduce(histogram, group=group)
+        all_reduced(histogram, part.groups)
     device = parts[0].device if parts else torch.device("cpu")
     total = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=device)
     for histogram in histograms:
         total += histogram.to(device)
     if process_group is not None:
-        dist.all_reduce(total, group=process_group)
+        all_reduced(total, [process_group])
 
     if int(total[0]) == int(total.sum()):
         for part in parts:

@@ -17,7 +17,7 @@ from .importance import RankedTensors, fill_magnitude_scores_, fill_random_score
 from .kernels.backend import Backend, Placement, Selection
 from .masking import selection_tables
 from .options import GROUP_COUNTERS, RoastOptions, check_group
-from .sharding import any_process, local, mesh_groups, placement, require_same, shard_groups
+from .sharding import any_process, check_process_group, local, mesh_groups, placement, require_same, shard_groups
 from .state import State, StepTensors, checked_gradient, make_selection_state, make_state
 from .statistics import selection_stats
 
@@ -68,7 +68,8 @@ class RoastAdamW(Optimizer):
             elements are ranked together. DTensor parameters need none: their mesh says how they are sharded.
 
     Raises:
-        ValueError: an option out of range, or a backend that cannot run here.
+        ValueError: an option out of range, a backend that cannot run here, or a process group of which this process is
+            not a member.
 
     A parameter whose state is made after its group's first refresh (it was frozen, say) counts as most important until
     the next refresh ranks it. Options that are not group options are not saved: construct the optimizer with the same
@@ -108,8 +109,9 @@ class RoastAdamW(Optimizer):
             state_dtype=state_dtype,
         )
         self.backend = check_backend(backend)
-        self.process_group = process_group
+        self.process_group = check_process_group(process_group)
         self._measuring = False
+        self._has_stepped = False
         self._warned: set[str] = set()
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -178,10 +180,19 @@ class RoastAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        first = len(self.state) == 0
+        self._take_step()
+        return loss
+
+    # Kernels are opaque to torch.compile: a compiled step runs this as it is, and compiles nothing anew for another
+    # learning rate.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _take_step(self) -> None:
+        fresh = len(self.state) == 0
         gathered = [(group, self._gather(group)) for group in self.param_groups]
-        if not any(by_device for _, by_device in gathered):
-            return loss
+        # A process of a process group takes every step with the others, even if nothing of its own has a gradient.
+        if not any(by_device for _, by_device in gathered) and self.process_group is None:
+            return
+        first, self._has_stepped = not self._has_stepped, True
         if first:
             self._require_same_on_all_processes()
         if self._measuring:
@@ -189,9 +200,9 @@ class RoastAdamW(Optimizer):
                 for device, tensors in by_device.items():
                     if tensors.importances:
                         self._backend_of(device).accumulate_importance_(tensors.importances, tensors.grads)
-            return loss
-        if first and self._only_makes_state(gathered):
-            return loss
+            return
+        if first and self._only_makes_state(fresh, gathered):
+            return
 
         for group, by_device in gathered:
             group["steps_since_refresh"] += 1
@@ -224,7 +235,6 @@ class RoastAdamW(Optimizer):
                 )
         if self._refresh_is_due():
             self.refresh()
-        return loss
 
     def _refresh_is_due(self) -> bool:
         every = self.options.refresh_every
@@ -245,8 +255,13 @@ class RoastAdamW(Optimizer):
             tensors = by_device.get(param.device)
             if tensors is None:
                 tensors = by_device[param.device] = StepTensors()
-            tensors.append(group, param, grad, state, self.placements[param])
+            tensors.append(group, param, grad, state, self._placement_of(param))
         return by_device
+
+    def _placement_of(self, param: Tensor) -> Placement:
+        if param not in self.placements:  # Accelerate puts the shards in the place of the parameters
+            self.placements = self._place()
+        return self.placements[param]
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> State:
         state: State = self.state[param]
@@ -256,14 +271,16 @@ class RoastAdamW(Optimizer):
             make_selection_state(state, group, param)
         return state
 
-    def _only_makes_state(self, gathered: list[tuple[dict[str, Any], dict[torch.device, StepTensors]]]) -> bool:
+    def _only_makes_state(
+        self, fresh: bool, gathered: list[tuple[dict[str, Any], dict[torch.device, StepTensors]]]
+    ) -> bool:
         """Whether this is the step by which distributed checkpoints make state: lr = 0 and all gradients zero."""
         if any(float(group["lr"]) != 0 for group, _ in gathered):
             return False
         all_tensors = [tensors for _, by_device in gathered for tensors in by_device.values()]
-        nonzero = any(bool(grad.any()) for tensors in all_tensors for grad in tensors.grads)
+        real = not fresh or any(bool(grad.any()) for tensors in all_tensors for grad in tensors.grads)
         groups = self._mesh_groups() + ([self.process_group] if self.process_group is not None else [])
-        return not any_process(nonzero, groups, all_tensors[0].params[0].device)
+        return not any_process(real, groups, self.param_groups[0]["params"][0].device)
 
     def _mesh_groups(self) -> list[ProcessGroup]:
         return mesh_groups(param for group in self.param_groups for param in group["params"])
@@ -318,7 +335,7 @@ class RoastAdamW(Optimizer):
                 state, groups = self._state_of(group, param), shard_groups(param)
                 scores = local(state["importance"])
                 if self.options.importance == "random":
-                    fill_random_scores_(scores, group["seed"], self.placements[param])
+                    fill_random_scores_(scores, group["seed"], self._placement_of(param))
                 elif self.options.importance == "magnitude":
                     fill_magnitude_scores_(scores, local(param))
                 key = (param.device, groups)
@@ -353,7 +370,10 @@ class RoastAdamW(Optimizer):
     # ------------------------------------------------------------------------------------------------------ checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("options", "backend", "process_group", "_measuring", "_warned")}
+        own = {
+            name: self.__dict__[name]
+            for name in ("options", "backend", "process_group", "_measuring", "_has_stepped", "_warned")
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from operator import attrgetter
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,7 @@ if dist.is_available():
         if not isinstance(param, DTensor):
             return ()
         mesh = param.device_mesh
+        # Not is_shard(), which says no of the strided shards that FSDP2 makes of tensor-parallel parameters.
         return tuple(mesh.get_group(dim) for dim, spread in enumerate(param.placements) if not spread.is_replicate())
 
     def mesh_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
@@ -92,6 +94,38 @@ else:  # a build of torch without distributed
     def placement(param: Tensor, parameter_id: int) -> Placement:
         """The placement of a whole parameter."""
         return Placement.whole(parameter_id, param.numel())
+
+
+def check_process_group(group: ProcessGroup | None) -> ProcessGroup | None:
+    """``group``, if this process can communicate in it, or None.
+
+    Raises:
+        ValueError: torch.distributed is not initialised, or this process is not a member.
+    """
+    if group is None:
+        return None
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError(
+            f"RoastAdamW: process_group={group!r}, but torch.distributed is not initialised: call "
+            "torch.distributed.init_process_group first, or leave process_group out"
+        )
+    if not isinstance(group, ProcessGroup):  # what torch.distributed.new_group returns to those that are not in it
+        raise ValueError(
+            f"RoastAdamW: process_group={group!r} is not a process group of which process {dist.get_rank()} is a "
+            "member: pass the group of its own pipeline, or leave process_group out"
+        )
+    return group
+
+
+# The local part of a tensor that is known to be sharded: taken once per tensor and step, so it must be quick.
+local_part = attrgetter("_local_tensor")
+
+
+def all_reduced(values: Tensor, groups: Iterable[ProcessGroup]) -> Tensor:
+    """``values`` summed over the processes of all groups, in place."""
+    for group in groups:
+        dist.all_reduce(values, group=group)
+    return values
 
 
 def any_process(flag: bool, groups: Iterable[ProcessGroup], device: torch.device) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .kernels.backend import Placement
-from .sharding import is_sharded, local
+from .sharding import is_sharded, local_part
 
 _UNRANKED = 255  # the highest keep probability
 
@@ -49,20 +49,22 @@ class StepTensors:
 
     def append(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: State, placement: Placement) -> None:
         """Add one parameter; optional lists stay empty where the group has no use for them."""
-        if is_sharded(param):
-            param, grad = local(param), local(grad)
-            state = {key: local(value) for key, value in state.items()}
-        self.params.append(param)
-        self.grads.append(grad)
-        self.exp_avgs.append(state["exp_avg"])
-        self.exp_avg_sqs.append(state["exp_avg_sq"])
+        view = local_part if is_sharded(param) else _itself
+        self.params.append(view(param))
+        self.grads.append(view(grad))
+        self.exp_avgs.append(view(state["exp_avg"]))
+        self.exp_avg_sqs.append(view(state["exp_avg_sq"]))
         self.state_steps.append(state["step"])
         self.placements.append(placement)
         if group["amsgrad"]:
-            self.max_exp_avg_sqs.append(state["max_exp_avg_sq"])
+            self.max_exp_avg_sqs.append(view(state["max_exp_avg_sq"]))
         if group["selective"]:
-            self.importances.append(state["importance"])
-            self.rank_codes.append(state["rank_code"])
+            self.importances.append(view(state["importance"]))
+            self.rank_codes.append(view(state["rank_code"]))
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def checked_gradient(param: Tensor) -> Tensor | None:

@@ -6,12 +6,16 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .kernels.backend import RANK_CODES
 from .masking import keep_mask, keep_probabilities
 from .options import GROUP_COUNTERS
+from .sharding import all_reduced, local, shard_groups
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from .optimizer import RoastAdamW
 
 
@@ -37,11 +41,10 @@ def _group_stats(optimizer: RoastAdamW, group: dict[str, Any]) -> dict[str, Any]
         return {**stats, "expected_share": 1.0, "realised_share": 1.0}
 
     alpha, beta, per_refresh = group["alpha"], group["beta"], optimizer.options.mask_schedule == "refresh"
-    expected, realised = 0.0, 0
+    sums: dict[tuple[torch.device, tuple[ProcessGroup, ...]], Tensor] = {}  # expected and realised number of elements
     for param in ranked:
-        codes = optimizer.state[param]["rank_code"]
+        codes = local(optimizer.state[param]["rank_code"])
         per_code = torch.bincount(codes.reshape(-1), minlength=RANK_CODES).cpu().double()
-        expected += float(per_code @ keep_probabilities(alpha, beta))
         mask = keep_mask(
             codes,
             alpha,
@@ -50,6 +53,11 @@ def _group_stats(optimizer: RoastAdamW, group: dict[str, Any]) -> dict[str, Any]
             draw_number=group["refreshes"] if per_refresh else int(optimizer.state[param]["step"]),
             placement=optimizer.placements[param],
         )
-        realised += int(mask.sum())
+        kept = torch.stack([per_code @ keep_probabilities(alpha, beta), mask.sum().cpu().double()])
+        key = (param.device, shard_groups(param))
+        sums[key] = sums.get(key, 0) + kept
+    for (device, processes), kept in sums.items():
+        sums[device, processes] = all_reduced(kept.to(device), processes).cpu()
+    expected, realised = torch.stack(list(sums.values())).sum(0).tolist()
     drawn = per_refresh or group["steps_since_refresh"] > 0
     return {**stats, "expected_share": expected / total, "realised_share": realised / total if drawn else math.nan}

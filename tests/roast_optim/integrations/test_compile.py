@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from transformers import TrainingArguments
 
 from roast_optim import AdversarialEmbedding, RoastAdamW
 from roast_optim.integrations.huggingface import RoastConfig, RoastTrainer
 from tests.models import ARCHITECTURES
-from tests.roast_optim.integrations.loops import batch
+from tests.roast_optim.integrations.loops import batch, model_and_optimizer
+from tests.roast_optim.snapshot import assert_equal, snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +90,21 @@ def _train_with(step: Any, optimizer: RoastAdamW, model: nn.Module, steps: int) 
         step()
         optimizer.zero_grad()
         optimizer.param_groups[0]["lr"].mul_(0.9)
+
+
+@pytest.mark.filterwarnings("ignore:.*record_function.* will be ignored")
+def test_a_compiled_step_compiles_once_and_equals_the_eager_one(backend: str) -> None:
+    compiled_graphs = CompileCounter()
+    snapshots = []
+    for compiled in (False, True):
+        model, optimizer = model_and_optimizer(lr=torch.tensor(1e-2), backend=backend)
+        step = torch.compile(optimizer.step, backend=compiled_graphs) if compiled else optimizer.step
+        _train_with(step, optimizer, model, 2)
+        graphs = compiled_graphs.frame_count
+        with torch.compiler.set_stance("fail_on_recompile"):
+            _train_with(step, optimizer, model, 4)
+        assert compiled_graphs.frame_count == graphs
+        snapshots.append(snapshot(optimizer))
+    for (options, parameters), (expected_options, expected_parameters) in zip(*snapshots, strict=True):
+        assert options.pop("lr").equal(expected_options.pop("lr"))
+        assert_equal([(options, parameters)], [(expected_options, expected_parameters)])

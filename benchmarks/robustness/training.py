@@ -79,7 +79,8 @@ class Method:
         """
         recipe = training.recipe
         groups = selective_param_groups(training.model, weight_decay=recipe.weight_decay)
-        return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+        # PyTorch's fastest: what a careful user compares costs with. Its rounding is not the other implementations'.
+        return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=True)
 
     def before_training(self, training: Training) -> None:
         """Called once, after `build` and in training mode. Its time counts."""

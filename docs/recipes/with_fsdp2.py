@@ -6,6 +6,7 @@ model to its device before sharding. Nothing is downloaded: model and data are t
 
 import sys
 import tempfile
+import time
 
 import torch
 import torch.distributed as dist
@@ -67,6 +68,9 @@ def main(folder, epochs=3):
     parameters, state = get_state_dict(model, optimizer)
     dcp.save({"model": parameters, "optimizer": state}, checkpoint_id=folder)
     dist.destroy_process_group()
+    # Gloo's threads outlive the group, because DTensor's caches hold it. One that lets go of a tensor while Python ends
+    # aborts the process (github.com/pytorch/pytorch/issues/190489): give them a moment before.
+    time.sleep(0.5)
 
 
 if __name__ == "__main__":

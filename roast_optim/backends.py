@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
+from torch import Tensor
 
+from .kernels import triton as triton_kernels
 from .kernels.backend import BACKEND_NAMES, Backend, load_backend
 
 # The fastest backend of each kind of device; every other device runs the reference.
 _FASTEST = {"cpu": "native", "cuda": "triton"}
+_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_backend(name: str) -> str:
@@ -49,3 +53,16 @@ def backend_for(name: str, device: torch.device, warn: Callable[[str], None]) ->
     if not backend.supports(device):
         raise ValueError(f"RoastAdamW: backend={name!r} cannot run parameters on {device}; use backend='auto'")
     return backend
+
+
+def fused_kernels(*tensors: Tensor) -> ModuleType | None:
+    """The kernels of the perturbation and of the symmetric KL divergence, if they can take these tensors.
+
+    None: plain torch does it, as on every CPU, for float64, and in code that is being compiled.
+    """
+    device = tensors[0].device
+    if torch.compiler.is_compiling() or not triton_kernels.supports(device):
+        return None
+    if any(tensor.device != device or tensor.dtype not in _FUSED_DTYPES for tensor in tensors):
+        return None
+    return triton_kernels if triton_kernels.unavailable() is None else None

@@ -35,8 +35,8 @@ class ForwardPass:
 
     Args:
         base: what takes the embedding output's place, without a gradient; None: nothing does.
-        addend: what is added to it; None: a zero leaf that requires a gradient. float32 (float64 if the output is)
-            whatever the dtype of the output.
+        addend: what is added to the output or to the base. float32 (float64 if the output is) whatever their dtype.
+            None: nothing to a base, and a zero leaf that requires a gradient to the output.
 
     Attributes:
         nodes: sequence numbers of the autograd nodes made in this pass.
@@ -79,13 +79,13 @@ class ForwardPass:
                 "[batch, tokens, hidden]; pass embedding=, a module that does"
             )
         self._output = output.detach()
+        if self._base is not None:
+            self.replacement = self._base if self._addend is None else (self._base + self._addend).to(output.dtype)
+            return self.replacement
         if self._addend is None:
             dtype = torch.promote_types(output.dtype, torch.float32)
             self._addend = torch.zeros_like(output, dtype=dtype, requires_grad=True)
-        if self._base is None:
-            return (output + self._addend).to(output.dtype)
-        self.replacement = (self._base + self._addend).to(output.dtype)
-        return self.replacement
+        return (output + self._addend).to(output.dtype)
 
 
 class EmbeddingHook:

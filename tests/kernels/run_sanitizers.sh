@@ -1,7 +1,7 @@
 #!/bin/sh
 # The tests of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer, every warning an error.
 # From the root of the repository, with the interpreter of an environment that has the package's requirements:
-#   PYTHON=.venv/bin/python tests/kernels/run_sanitizers.sh [arguments of pytest]
+#   PYTHON=.venv/bin/python tests/kernels/run_sanitizers.sh [arguments of pytest]   (make sanitize does that)
 set -eu
 
 PYTHON=$(command -v "${PYTHON:-python3}")

@@ -15,6 +15,7 @@ from .errors import UserError
 from .files import atomic_write
 from .runs import Row, read_runs
 from .summary import PERSPECTIVES, Interval, Perspective, improvement_interval, score_interval
+from .tuning import tuning_table
 
 REPORT = "report.md"
 Runs = Mapping[str, Mapping[int, Row]]  # label of a method -> seed -> its run
@@ -96,6 +97,12 @@ def section(task: str, model: str, runs: Runs, tuning: Sequence[Row], output: Pa
         sets_table(runs),
         "",
     ]
+    if tuning:
+        parts.append(
+            "\nTrials on validation rows, by which settings are chosen: the mean of the accuracy and of that under our "
+            "attack.\n"
+        )
+        parts += [tuning_table(tuning), ""]
     names = {kind: f"{name}-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance", "alpha-beta")}
     drawn = {
         "reliability": pictures.reliability_diagram(output / names["reliability"], two(everything)),

@@ -1,0 +1,50 @@
+"""The choice of hyper-parameters: what was tried on the validation set, and what came out best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .runs import Row
+
+
+def validation_score(row: Row) -> float:
+    """The mean of the accuracy on the validation rows and, where they were attacked, of that under attack."""
+    accuracies = [row["acc_in"], *([] if row["acc_adv"] is None else [row["acc_adv"]])]
+    return float(sum(accuracies) / len(accuracies))
+
+
+def best_trials(rows: Sequence[Row]) -> dict[str, Row]:
+    """Method -> its tuning run with the largest validation score; of equal ones the first."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        if row["method"] not in best or validation_score(row) > validation_score(best[row["method"]]):
+            best[row["method"]] = row
+    return best
+
+
+def tuning_table(rows: Sequence[Row]) -> str:
+    """Markdown: every trial with what its settings have of their own, the best of each method in bold."""
+    best = best_trials(rows)
+    lines = ["| Method | Settings | Accuracy | Under attack | Mean |", "| --- | --- | ---: | ---: | ---: |"]
+    for method in best:
+        trials = [row for row in rows if row["method"] == method]
+        for row in sorted(trials, key=validation_score, reverse=True):
+            attacked = "-" if row["acc_adv"] is None else f"{100 * row['acc_adv']:.1f}"
+            mean = f"{100 * validation_score(row):.1f}"
+            if row is best[method]:
+                mean = f"**{mean}**"
+            lines.append(
+                f"| {method} | {settings_that_vary(row, rows)} | {100 * row['acc_in']:.1f} | {attacked} | {mean} |"
+            )
+    return "\n".join(lines)
+
+
+def settings_that_vary(row: Row, rows: Sequence[Row]) -> str:
+    """The settings of a run that are not the same in all runs that have them."""
+
+    def varies(key: str) -> bool:
+        values: list[Any] = [each["options"][key] for each in rows if key in each["options"]]
+        return any(value != values[0] for value in values)
+
+    return ", ".join(f"{key} {value}" for key, value in row["options"].items() if varies(key))

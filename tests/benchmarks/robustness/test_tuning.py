@@ -1,0 +1,49 @@
+"""The best trial of every method is found, and every trial is told of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.robustness.tuning import best_trials, tuning_table, validation_score
+
+
+def trial(method: str, learning_rate: float, accuracy: float, attacked: float | None, **options: Any) -> dict[str, Any]:
+    return {
+        "method": method,
+        "options": {"learning_rate": learning_rate, "batch_size": 16, **options},
+        "acc_in": accuracy,
+        "acc_adv": attacked,
+    }
+
+
+TRIALS = [
+    trial("plain", 1e-5, 0.80, 0.40),
+    trial("plain", 2e-5, 0.79, 0.50),
+    trial("plain", 3e-5, 0.81, 0.48),
+    trial("roast", 1e-5, 0.7, 0.3, alpha=0.6),
+    trial("roast", 1e-5, 0.7, 0.2, alpha=0.9),
+]
+
+
+def test_the_score_is_the_mean_of_accuracy_and_accuracy_under_attack() -> None:
+    assert validation_score(TRIALS[0]) == pytest.approx(0.6)
+    assert validation_score(trial("plain", 1e-5, 0.8, None)) == pytest.approx(0.8)
+
+
+def test_the_best_trial_is_the_first_of_the_largest_score() -> None:
+    best = best_trials(TRIALS)
+    assert best == {"plain": TRIALS[1], "roast": TRIALS[3]}
+    assert best_trials([TRIALS[1], trial("plain", 9e-5, 0.50, 0.79)])["plain"] is TRIALS[1]
+
+
+def test_the_table_has_every_trial_with_what_varies_and_marks_the_best() -> None:
+    lines = tuning_table(TRIALS).splitlines()
+    assert lines[2:] == [
+        "| plain | learning_rate 2e-05 | 79.0 | 50.0 | **64.5** |",
+        "| plain | learning_rate 3e-05 | 81.0 | 48.0 | 64.5 |",
+        "| plain | learning_rate 1e-05 | 80.0 | 40.0 | 60.0 |",
+        "| roast | learning_rate 1e-05, alpha 0.6 | 70.0 | 30.0 | **50.0** |",
+        "| roast | learning_rate 1e-05, alpha 0.9 | 70.0 | 20.0 | 45.0 |",
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from .embedding_hook import EmbeddingHook, ForwardPass
 from .losses import consistency_loss
 from .model_call import ModelCall, loss_and_logits, with_loss
 from .perturbation import NORMS, perturbation, token_mask
-from .task_gradient import differentiate, parameters_to_hold, replay
+from .task_gradient import differentiate, graphs_kept, parameters_to_hold, replay
 
 _GRADIENTS = ("exact", "fast")
 
@@ -157,10 +158,11 @@ class AdversarialEmbedding:
             if self.loss_fn and labels is None:
                 raise ValueError("labels=None: loss_fn needs labels= in training mode; pass them, or call model.eval()")
             self._hook.attach()
-            if isinstance(self.model, nn.parallel.DistributedDataParallel):
-                both_passes = partial(self._both_passes, self.model.module, labels)
-                return call_as_one_forward_pass(self.model, both_passes, args, kwargs)
-            return self._both_passes(self.model, labels, *args, **kwargs)
+            with graphs_kept() if self.gradient == "exact" else nullcontext():
+                if isinstance(self.model, nn.parallel.DistributedDataParallel):
+                    both_passes = partial(self._both_passes, self.model.module, labels)
+                    return call_as_one_forward_pass(self.model, both_passes, args, kwargs)
+                return self._both_passes(self.model, labels, *args, **kwargs)
         except BaseException:
             self._hook.remove()
             raise

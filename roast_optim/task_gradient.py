@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,17 @@ from .embedding_block import is_sharded
 # The loss is differentiated times this, lest float16 gradients underflow: a GradScaler scales the objective, later. A
 # power of two changes no other digit.
 _LOSS_SCALE = 2.0**12
+
+
+def graphs_kept() -> AbstractContextManager[Any]:
+    """Meanwhile code is compiled so that its graph can be differentiated more than once.
+
+    By default the compiler lets a backward pass overwrite what the forward pass saved for it.
+    """
+    from torch._functorch import config  # not needed, and not loaded, before the first pass
+
+    context: AbstractContextManager[Any] = config.patch(donated_buffer=False)
+    return context
 
 
 def differentiate(loss: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool) -> list[Tensor | None]:

@@ -202,6 +202,30 @@ def test_compiled_after_the_hook_is_attached(gradient: str, wrapped_by: str) -> 
     assert torch.equal(adversary(**batch), adversary.model(batch["input_ids"], batch["attention_mask"]))
 
 
+@both_gradients
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_transformer_takes_batches_of_any_length(gradient: str, compiler: str) -> None:
+    torch.compiler.reset()
+    model = BERT.model()
+    adversary = AdversarialEmbedding(model, gradient=gradient)
+    lengths = (5, 7, 6, 5)
+
+    def train() -> list[list[Tensor]]:
+        found = []
+        for length in lengths:
+            batch = BERT.batch()
+            batch = {name: value[:, :length] if value.ndim == 2 else value for name, value in batch.items()}
+            model.zero_grad()
+            adversary(**batch).loss.backward()
+            found.append([value.clone() for value in gradients(model)])
+        return found
+
+    expected = train()
+    model.compile(backend=compiler)
+    for found, wanted in zip(train(), expected, strict=True):
+        assert_close(found, wanted, 1e-5)
+
+
 @pytest.mark.parametrize("wrapped_by", ["compile()", "torch.compile"])
 def test_compiled_before_is_refused(wrapped_by: str) -> None:
     model: Any = BERT.model()

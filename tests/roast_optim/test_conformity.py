@@ -1,0 +1,162 @@
+"""PyTorch's own database of optimizer cases: every AdamW input, error input and schedule of it, on each backend.
+
+Left out are the error inputs that name foreach, an implementation that RoastAdamW does not have. Its options foreach,
+fused and differentiable are tested with the other options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing._internal.common_optimizers import optim_db
+
+from roast_optim import RoastAdamW
+from tests.roast_optim.snapshot import assert_same_bits
+
+ADAMW = next(info for info in optim_db if info.optim_cls is torch.optim.AdamW)
+INPUTS = ADAMW.optim_inputs_func(device="cpu")
+ERROR_INPUTS = [
+    case
+    for case in ADAMW.optim_error_inputs_func(device="cpu", dtype=torch.float32)
+    if "foreach" not in case.optimizer_error_input.kwargs
+]
+STEPS = 12
+
+Layout = Callable[[Tensor], Tensor]
+LAYOUTS: dict[str, Layout] = {
+    "contiguous": lambda tensor: tensor,
+    "transposed": lambda tensor: tensor.mT.contiguous().mT,
+    "every second": lambda tensor: torch.stack([tensor, tensor], -1)[..., 0],
+    "reversed storage": lambda tensor: tensor.flip(-1).contiguous().flip(-1),
+    "unaligned": lambda tensor: torch.cat([tensor.new_zeros(1), tensor.reshape(-1)])[1:].view(tensor.shape),
+    "expanded gradient": lambda tensor: tensor,
+    "channels last": lambda tensor: tensor[None, None].contiguous(memory_format=torch.channels_last)[0, 0],
+}
+every_input = pytest.mark.parametrize("case", INPUTS, ids=lambda case: case.desc or "default")
+
+
+def parameters(dtype: torch.dtype, layout: str, shape: tuple[int, int] = (10, 5)) -> list[torch.nn.Parameter]:
+    """Weight and bias of the linear model that PyTorch's tests train, an empty parameter and a scalar."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    rest = [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in ((shape[0],), (0,), ())]
+    return [torch.nn.Parameter(value) for value in (LAYOUTS[layout](weight), *rest)]
+
+
+def set_gradients(params: list[torch.nn.Parameter], step: int, layout: str) -> None:
+    generator = torch.Generator().manual_seed(100 + step)
+    for index, param in enumerate(params):
+        gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(param.dtype)
+        if layout == "expanded gradient":
+            gradient = gradient.new_full((), 0.1 * (step + 1)).expand(param.shape)
+        param.grad = None if (step + index) % 5 == 4 else gradient
+
+
+def options_of(case: Any) -> dict[str, Any]:
+    """A copy, for an optimizer may keep and change a tensor."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in case.kwargs.items()}
+
+
+def assert_agree(ours: RoastAdamW, theirs: torch.optim.Optimizer, backend: str) -> None:
+    """Parameters and moments are equal: bit for bit on the reference, to rounding elsewhere."""
+    for mine, other in zip(ours.param_groups[0]["params"], theirs.param_groups[0]["params"], strict=True):
+        pairs = [(mine.detach(), other.detach())]
+        assert bool(ours.state.get(mine)) == bool(theirs.state.get(other))
+        for name, value in theirs.state.get(other, {}).items():
+            pairs.append((ours.state[mine][name], value))
+        for found, expected in pairs:
+            if backend == "reference":
+                assert_same_bits(found, expected)
+            else:
+                # bfloat16: the reference rounds after every operation as torch does, a fused backend once per step.
+                bits = 2 * torch.finfo(found.dtype).eps * float(expected.abs().max()) if expected.numel() else 0.0
+                rounding = {"rtol": 0.0, "atol": bits} if found.dtype == torch.bfloat16 else {}
+                torch.testing.assert_close(found, expected, check_stride=False, **rounding)
+
+
+@every_input
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_input_trains_as_adamw(case: Any, dtype: torch.dtype, layout: str, backend: str) -> None:
+    ours, theirs = parameters(dtype, layout), parameters(dtype, layout)
+    mine = RoastAdamW(ours, **options_of(case), backend=backend)
+    other = torch.optim.AdamW(theirs, **options_of(case), foreach=False)
+    for step in range(STEPS):
+        set_gradients(ours, step, layout)
+        set_gradients(theirs, step, layout)
+        mine.step()
+        other.step()
+    assert_agree(mine, other, backend)
+
+
+@every_input
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{"alpha": 0.6, "beta": 1.0}, {"alpha": 0.9, "beta": 10.0}, {"rescale": False}])
+def test_every_input_draws_the_same_masks_on_every_backend_and_layout(
+    case: Any, dtype: torch.dtype, options: dict[str, Any], backend: str
+) -> None:
+    outcomes = []
+    for name, layout in (("reference", "contiguous"), *((backend, layout) for layout in LAYOUTS)):
+        if layout == "expanded gradient":
+            continue
+        params = parameters(dtype, layout)
+        optimizer = RoastAdamW(params, **{**options_of(case), "betas": (0.0, 0.99)}, **options, backend=name)
+        masks = []
+        for step in range(STEPS):
+            set_gradients(params, step, layout)
+            optimizer.step()
+            # Without a first moment, exp_avg is the masked gradient.
+            masks.append([optimizer.state[param]["exp_avg"] != 0 for param in params if param.grad is not None])
+            if step % 4 == 3:
+                optimizer.refresh()
+        outcomes.append((masks, [optimizer.state[param]["rank_code"] for param in params]))
+    first_masks, first_codes = outcomes[0]
+    assert any(not mask.all() for step in first_masks for mask in step)
+    for masks, codes in outcomes[1:]:
+        for found, expected in zip([*masks, codes], [*first_masks, first_codes], strict=True):
+            assert all(map(torch.equal, found, expected))
+
+
+@every_input
+@pytest.mark.parametrize("schedulers", ADAMW.scheduler_inputs, ids=lambda schedulers: f"{len(schedulers)} schedulers")
+def test_every_schedule_of_the_database(case: Any, schedulers: Any, backend: str) -> None:
+    ours, theirs = parameters(torch.float32, "contiguous"), parameters(torch.float32, "contiguous")
+    pairs = [
+        (optimizer, [make(optimizer) for make in schedulers])
+        for optimizer in (
+            RoastAdamW(ours, **options_of(case), backend=backend),
+            torch.optim.AdamW(theirs, **options_of(case), foreach=False),
+        )
+    ]
+    for step in range(STEPS):
+        for params, (optimizer, scheduled) in zip((ours, theirs), pairs, strict=True):
+            set_gradients(params, step, "contiguous")
+            optimizer.step()
+            for scheduler in scheduled:
+                if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                    scheduler.step(1.0)
+                else:
+                    scheduler.step()
+    assert float(pairs[0][0].param_groups[0]["lr"]) == float(pairs[1][0].param_groups[0]["lr"])
+    assert isinstance(pairs[0][0], RoastAdamW)
+    assert_agree(pairs[0][0], pairs[1][0], backend)
+
+
+@pytest.mark.parametrize("case", ERROR_INPUTS, ids=lambda case: case.optimizer_error_input.desc)
+def test_every_error_input_raises_what_adamw_raises(case: Any, backend: str) -> None:
+    given = case.optimizer_error_input
+    params = [torch.nn.Parameter(torch.randn(1))] if given.params is None else given.params
+    if issubclass(case.error_type, Warning):
+        with pytest.warns(case.error_type, match=case.error_regex):
+            RoastAdamW(params, **options_of(given), backend=backend)
+        return
+    with pytest.raises(case.error_type) as raised:
+        RoastAdamW(params, **options_of(given), backend=backend)
+    if given.kwargs:  # RoastAdamW checks its options itself, and names the wrong one
+        assert next(name for name in ("weight_decay", "beta", "lr") if name in given.desc) in str(raised.value)
+    else:  # the base class checks the parameters
+        raised.match(case.error_regex)

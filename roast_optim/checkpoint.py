@@ -66,7 +66,8 @@ def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
     foreign = False
     for group in optimizer.param_groups:
         for key, default in {**optimizer.defaults, **GROUP_COUNTERS}.items():
-            group.setdefault(key, default)
+            if key != "differentiable":  # no option of ours; the base class adds it to the defaults when it loads
+                group.setdefault(key, default)
         for param in group["params"]:
             if group["selective"] and optimizer.state.get(param) and "rank_code" not in optimizer.state[param]:
                 make_selection_state(optimizer.state[param], group, param)

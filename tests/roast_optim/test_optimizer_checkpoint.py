@@ -184,6 +184,10 @@ def test_loading_twice_is_loading_once(backend: str) -> None:
     train(optimizer, 0, BEFORE)
     loaded = reloaded(optimizer, reloaded(optimizer, make("bfloat16", backend)))
     assert_equal(snapshot(loaded), snapshot(optimizer))
+    for group, original in zip(
+        loaded.state_dict()["param_groups"], optimizer.state_dict()["param_groups"], strict=True
+    ):
+        assert group.keys() == original.keys()
 
 
 def test_hooks_on_loading_see_and_may_change_the_state_dict(backend: str) -> None:

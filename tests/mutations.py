@@ -1,0 +1,181 @@
+"""Faults put into the optimizer, the draw, the importance and the adversary, one at a time: the tests catch each of them.
+
+    python tests/mutations.py [NAME ...]
+
+Every fault is made in a copy of the source tree and the tests of that part are run there until the first failure. Exit
+status 1 if a fault survives, or if its place is not found any more.
+"""
+
+# ruff: noqa: E501 - a fault is one line
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("benchmarks", "docs", "kernels", "roast_optim", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old`, which `file` has exactly once, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+TESTS = {
+    "kernels/reference.py": (
+        "tests/kernels/test_reference.py",
+        "tests/roast_optim/test_optimizer_selection.py",
+        "tests/roast_optim/test_optimizer_gradients.py",
+        "tests/roast_optim/test_optimizer_adamw.py",
+    ),
+    "roast_optim/masking.py": ("tests/roast_optim/test_masking.py",),
+    "roast_optim/importance.py": (
+        "tests/roast_optim/test_importance.py",
+        "tests/roast_optim/test_optimizer_refresh.py",
+    ),
+    "roast_optim/optimizer.py": (
+        "tests/roast_optim/test_optimizer_selection.py",
+        "tests/roast_optim/test_optimizer_refresh.py",
+        "tests/roast_optim/test_optimizer_checkpoint.py",
+        "tests/roast_optim/test_optimizer_adamw.py",
+    ),
+    "roast_optim/checkpoint.py": ("tests/roast_optim/test_optimizer_checkpoint.py",),
+    "roast_optim/adversarial.py": (
+        "tests/roast_optim/test_adversarial.py",
+        "tests/roast_optim/test_adversarial_calls.py",
+    ),
+    "roast_optim/perturbation.py": ("tests/roast_optim/test_perturbation.py", "tests/roast_optim/test_adversarial.py"),
+    "roast_optim/losses.py": ("tests/roast_optim/test_losses.py",),
+    "roast_optim/task_gradient.py": ("tests/roast_optim/test_adversarial.py",),
+    "roast_optim/param_groups.py": ("tests/roast_optim/test_param_groups.py",),
+}
+REFERENCE, OPTIMIZER = "kernels/reference.py", "roast_optim/optimizer.py"
+MASKING, IMPORTANCE = "roast_optim/masking.py", "roast_optim/importance.py"
+ADVERSARIAL, PERTURBATION, LOSSES = "roast_optim/adversarial.py", "roast_optim/perturbation.py", "roast_optim/losses.py"
+
+FAULTS = (
+    Fault("ascent instead of descent", REFERENCE, "value=-(lr / bias_correction1))", "value=(lr / bias_correction1))"),
+    Fault("weight decay added", REFERENCE, "param.mul_(1 - lr * weight_decay)", "param.mul_(1 + lr * weight_decay)"),
+    Fault("weight decay coupled to no learning rate", REFERENCE, "1 - lr * weight_decay)", "1 - weight_decay)"),
+    Fault("no bias correction of the second moment", REFERENCE, "/ bias_correction2**0.5)", ")"),
+    Fault("betas swapped in the second moment", REFERENCE, "value=1 - beta2)", "value=1 - beta1)"),
+    Fault("amsgrad ignores the maximum", REFERENCE, "exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq", "exp_avg_sq"),
+    Fault("maximize forgotten", REFERENCE, "-grad if maximize else grad", "grad"),
+    Fault("mask inverted", REFERENCE, "masked_fill_(~kept(", "masked_fill_(kept("),
+    Fault("no rescaling", REFERENCE, "scaled = wide * _look_up(selection.rescaling, rank_code).to(working)", "scaled = wide * 1"),
+    Fault("division by p twice", REFERENCE, "_look_up(selection.rescaling, rank_code).to(working)", "_look_up(selection.rescaling, rank_code).to(working) ** 2"),
+    Fault("mask after the moments", REFERENCE, "                grad = selected_gradient(grad, chunk[-1], words, selection)\n", "                chunk[2].mul_(kept(chunk[-1], words, selection.thresholds))\n"),
+    Fault("a threshold is kept too", REFERENCE, "words.view(rank_code.shape) < _look_up", "words.view(rank_code.shape) <= _look_up"),
+    Fault("six rounds of the generator", REFERENCE, "rounds: int = 7", "rounds: int = 6"),
+    Fault("key halves swapped", REFERENCE, "key = (seed & _MASK, seed >> 32)", "key = (seed >> 32, seed & _MASK)"),
+    Fault("counter without the parameter", REFERENCE, "0, placement.parameter_id, draw_number)", "0, 0, draw_number)"),
+    Fault("counter off by one", REFERENCE, "begin // 4, (begin + count + 3) // 4, device", "begin // 4 + 1, (begin + count + 3) // 4 + 1, device"),
+    Fault("words of a block in another order", REFERENCE, "words.view(-1)[begin % 4 : begin % 4 + count]", "words.flip(1).reshape(-1)[begin % 4 : begin % 4 + count]"),
+    Fault("chunks draw alike", REFERENCE, "                    start,\n", "                    0,\n"),
+    Fault("importance of absolute gradients", REFERENCE, "torch.where(g.isfinite(), g * g, 0.0)", "torch.where(g.isfinite(), g.abs(), 0.0)"),
+    Fault("non-finite gradients enter importance", REFERENCE, "torch.where(g.isfinite(), g * g, 0.0)", "g * g"),
+    Fault("importance with one rounding", REFERENCE, "score.add_(torch.where(g.isfinite(), g * g, 0.0)).clamp_", "score.copy_(torch.where(g.isfinite(), score.double() + g.double() * g.double(), score.double())).clamp_"),
+    Fault("importance not reset", REFERENCE, "            score.zero_()\n", ""),
+    Fault("bins one bit wider", REFERENCE, "view(-1) >> 15", "view(-1) >> 16"),
+    Fault("step counted after the draw", REFERENCE, "        state_steps[i] += 1\n        step: float | Tensor = state_steps[i] if capturable else state_steps[i].item()\n", "        step: float | Tensor = state_steps[i] + 1 if capturable else state_steps[i].item()\n        state_steps[i] += 1\n"),
+    Fault("beta not doubled", MASKING, "Decimal(2 * beta)", "Decimal(beta)"),
+    Fault("rank and alpha swapped", MASKING, "context.subtract(rank, Decimal(alpha))", "context.subtract(Decimal(alpha), rank)"),
+    Fault("rank at the edge of its code", MASKING, "Decimal(2 * code + 1)", "Decimal(2 * code)"),
+    Fault("a keep probability of zero", MASKING, "max(int(threshold), 1)", "max(int(threshold), 0)"),
+    Fault("rescaling by the unquantised range", MASKING, "return (_WORDS / keep_thresholds", "return ((_WORDS - 1) / keep_thresholds"),
+    Fault("no mid-rank", IMPORTANCE, "(2 * below + histogram)", "(2 * below)"),
+    Fault("ranks reversed", IMPORTANCE, "below = histogram.cumsum(0) - histogram", "below = histogram.sum() - histogram.cumsum(0)"),
+    Fault("nothing accumulated resets the ranks", IMPORTANCE, "        return False\n    table", "        pass\n    table"),
+    Fault("random scores drawn by a step's number", IMPORTANCE, "draw_number=0, device", "draw_number=1, device"),
+    Fault("refresh one step late", OPTIMIZER, '["steps_since_refresh"] >= every', '["steps_since_refresh"] > every'),
+    Fault("steps since the refresh go on", OPTIMIZER, '            group["steps_since_refresh"] = 0\n', ""),
+    Fault("masks before the first refresh", OPTIMIZER, 'if not group["selective"] or group["refreshes"] == 0:', 'if not group["selective"]:'),
+    Fault("mask per refresh drawn at every step", OPTIMIZER, 'if self.options.mask_schedule == "refresh" else None', 'if self.options.mask_schedule == "never" else None'),
+    Fault("importance at every step", OPTIMIZER, "% self.options.importance_every == 0", "% 1 == 0"),
+    Fault("measuring also steps", OPTIMIZER, "accumulate_importance_(tensors.importances, tensors.grads)\n            return\n", "accumulate_importance_(tensors.importances, tensors.grads)\n"),
+    Fault("every group draws with the first seed", OPTIMIZER, 'return Selection(group["seed"],', 'return Selection(self.param_groups[0]["seed"],'),
+    Fault("loaded state keeps the parameter's dtype", "roast_optim/checkpoint.py", '                optimizer.state[param][key] = value.to(device=param.device)\n', "                pass\n"),
+    Fault("shapes not checked", "roast_optim/checkpoint.py", "if value.shape != param.shape:", "if False:"),
+    Fault("clean loss forgotten", ADVERSARIAL, "self.clean_weight * clean.loss", "0 * clean.loss"),
+    Fault("adversarial loss counted as clean", ADVERSARIAL, "self.adversarial_weight * adversarial.loss", "self.adversarial_weight * clean.loss"),
+    Fault("consistency of the clean output with itself", ADVERSARIAL, "            clean.logits,\n            adversarial.logits,\n", "            clean.logits,\n            clean.logits,\n"),
+    Fault("adversary in evaluation mode", ADVERSARIAL, "if not (unwrapped(self.model).training and torch.is_grad_enabled()):", "if not torch.is_grad_enabled():"),
+    Fault("descent of the adversary", PERTURBATION, "return step_size * direction,", "return -step_size * direction,"),
+    Fault("one length for all tokens", PERTURBATION, "peak = gradient.abs().amax(-1, keepdim=True)", "peak = gradient.abs().amax().expand(*gradient.shape[:-1], 1)"),
+    Fault("padding perturbed", PERTURBATION, "        moved = moved & tokens.unsqueeze(-1)\n", "        pass\n"),
+    Fault("a sample with NaN is perturbed", PERTURBATION, "        finite = finite.all(dim, keepdim=True)\n", "        pass\n"),
+    Fault("one-sided KL", LOSSES, "(log_p.exp() - log_q.exp()) * (log_p - log_q)", "log_p.exp() * (log_p - log_q)"),
+    Fault("ignored labels count", LOSSES, "labels != IGNORED_LABEL", "labels != IGNORED_LABEL - 1"),
+    Fault("mean over all distributions", LOSSES, "return rows.sum() / counted.sum().clamp(min=1)", "return rows.mean()"),
+    Fault("a pass for the loss scaled gradient held", "roast_optim/task_gradient.py", "factor = incoming / _LOSS_SCALE", "factor = incoming"),
+)  # fmt: skip
+
+
+def make_copy(folder: Path) -> None:
+    """The source tree with the built library, laid out as in an editable install."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "roast_optim" / "kernels").symlink_to(folder / "kernels")
+
+
+def tests_pass(file: str, folder: Path) -> bool:
+    """Whether the tests of a file pass in the copy.
+
+    Raises:
+        SystemExit: they could not be run.
+    """
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS[file]]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=1800)
+    if result.returncode not in (0, 1):  # 1: a test failed
+        raise SystemExit(f"{file}: pytest ended with {result.returncode}\n{result.stdout}{result.stderr}")
+    return result.returncode == 0
+
+
+def is_caught(fault: Fault, folder: Path) -> bool:
+    """Whether a test fails with the fault in the copy; the copy is mended afterwards."""
+    path = folder / fault.file
+    text = path.read_text()
+    if text.count(fault.old) != 1:
+        raise SystemExit(f"{fault.name}: {fault.file} has {text.count(fault.old)} places like {fault.old!r}, not one")
+    path.write_text(text.replace(fault.old, fault.new))
+    try:
+        return not tests_pass(fault.file, folder)
+    finally:
+        path.write_text(text)
+
+
+def main(names: list[str]) -> int:
+    chosen = [fault for fault in FAULTS if not names or fault.name in names]
+    if unknown := set(names) - {fault.name for fault in FAULTS}:
+        raise SystemExit(f"no such fault: {', '.join(sorted(unknown))}")
+    survivors = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_copy(folder)
+        for file in dict.fromkeys(fault.file for fault in chosen):
+            if not tests_pass(file, folder):
+                raise SystemExit(f"the tests of {file} fail without a fault")
+        for number, fault in enumerate(chosen, 1):
+            caught = is_caught(fault, folder)
+            survivors += [] if caught else [fault.name]
+            print(f"{number}/{len(chosen)} {'caught' if caught else 'SURVIVED'}: {fault.name}", flush=True)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} faults caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

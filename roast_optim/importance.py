@@ -39,8 +39,9 @@ def rank_code_table(histogram: Tensor) -> Tensor:
         histogram: int64 ``[65536]``, number of scores per bin, in all tensors and processes.
     """
     total = histogram.sum().clamp_(min=1)
-    below = histogram.cumsum(0) - histogram
-    codes = (RANK_CODES * (2 * below + histogram)).div(2 * total, rounding_mode="floor")
+    below = histogram.cumsum(0).sub_(histogram)
+    # In place: each further copy would be as large as the histogram.
+    codes = below.mul_(2).add_(histogram).mul_(RANK_CODES).div_(2 * total, rounding_mode="floor")
     return codes.clamp_(max=RANK_CODES - 1).to(torch.uint8)
 
 
@@ -58,10 +59,9 @@ def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup |
     for part, histogram in zip(parts, histograms, strict=True):
         part.backend.histogram_(part.importances, histogram)
         all_reduced(histogram, part.groups)
-    device = parts[0].device if parts else torch.device("cpu")
-    total = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=device)
-    for histogram in histograms:
-        total += histogram.to(device)
+    total = histograms[0] if histograms else torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
+    for histogram in histograms[1:]:
+        total += histogram.to(total.device)
     if process_group is not None:
         all_reduced(total, [process_group])
 

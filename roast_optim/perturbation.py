@@ -5,7 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .backends import fused_kernels
+
 NORMS = ("linf", "sign", "l2")
+
+
+def perturbed_embedding(
+    embedding: Tensor,
+    gradient: Tensor,
+    step_size: float,
+    norm: str,
+    *,
+    tokens: Tensor | None = None,
+    sample_dim: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The embedding plus its :func:`perturbation`, rounded once to the embedding's dtype, by a fused kernel on GPUs.
+
+    Args:
+        embedding: of the gradient's shape, without a gradient.
+        gradient, step_size, norm, tokens, sample_dim: as in :func:`perturbation`.
+
+    Returns:
+        The sum, and the number of samples whose gradient is not finite: a scalar, int64.
+    """
+    kernels = fused_kernels(embedding, gradient) if gradient.ndim == 3 else None
+    if kernels is not None:
+        perturbed, nonfinite_samples = kernels.perturbed_embedding(
+            embedding, gradient, step_size, norm, tokens=tokens, sample_dim=sample_dim
+        )
+        return perturbed, nonfinite_samples
+    step, nonfinite_samples = perturbation(gradient, step_size, norm, tokens=tokens, sample_dim=sample_dim)
+    return (embedding + step).to(embedding.dtype), nonfinite_samples
 
 
 def perturbation(

@@ -59,7 +59,6 @@ TESTS = {
     "roast_optim/perturbation.py": ("tests/roast_optim/test_perturbation.py", "tests/roast_optim/test_adversarial.py"),
     "roast_optim/losses.py": ("tests/roast_optim/test_losses.py",),
     "roast_optim/task_gradient.py": ("tests/roast_optim/test_adversarial.py",),
-    "roast_optim/param_groups.py": ("tests/roast_optim/test_param_groups.py",),
 }
 REFERENCE, OPTIMIZER = "kernels/reference.py", "roast_optim/optimizer.py"
 MASKING, IMPORTANCE = "roast_optim/masking.py", "roast_optim/importance.py"

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-# Where each function lives; the module, and triton with it, is imported when the function is first asked for.
-_FUNCTIONS = {
+# Where each name lives; the module, and triton with it, is imported when the name is first asked for.
+_NAMES = {
+    "FLOAT_TYPES": ".importance",
     "roast_adamw_": ".roast_adamw",
     "accumulate_importance_": ".importance",
     "histogram_": ".histogram",
@@ -54,6 +55,6 @@ def _is_recent(index: int) -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FUNCTIONS:
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_FUNCTIONS[name], __package__), name)
+    return getattr(importlib.import_module(_NAMES[name], __package__), name)

@@ -6,7 +6,6 @@ fused and differentiable are tested with the other options.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch.testing._internal.common_optimizers import optim_db
 
 from roast_optim import RoastAdamW
 from tests.roast_optim.snapshot import assert_same_bits
+from tests.roast_optim.test_optimizer_adamw import Layout, transposed, unaligned, unchanged, with_gaps
 
 ADAMW = next(info for info in optim_db if info.optim_cls is torch.optim.AdamW)
 INPUTS = ADAMW.optim_inputs_func(device="cpu")
@@ -26,15 +26,14 @@ ERROR_INPUTS = [
 ]
 STEPS = 12
 
-Layout = Callable[[Tensor], Tensor]
 LAYOUTS: dict[str, Layout] = {
-    "contiguous": lambda tensor: tensor,
-    "transposed": lambda tensor: tensor.mT.contiguous().mT,
-    "every second": lambda tensor: torch.stack([tensor, tensor], -1)[..., 0],
-    "reversed storage": lambda tensor: tensor.flip(-1).contiguous().flip(-1),
-    "unaligned": lambda tensor: torch.cat([tensor.new_zeros(1), tensor.reshape(-1)])[1:].view(tensor.shape),
-    "expanded gradient": lambda tensor: tensor,
-    "channels last": lambda tensor: tensor[None, None].contiguous(memory_format=torch.channels_last)[0, 0],
+    "contiguous": unchanged,
+    "transposed": transposed,
+    "every second element": with_gaps,
+    "every second row": lambda tensor: torch.stack([tensor, tensor], 1).flatten(0, 1)[::2],
+    "part of wider rows": lambda tensor: torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]],
+    "unaligned": unaligned,
+    "expanded gradient": unchanged,
 }
 every_input = pytest.mark.parametrize("case", INPUTS, ids=lambda case: case.desc or "default")
 

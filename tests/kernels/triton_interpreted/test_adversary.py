@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
 
-from roast_optim import AdversarialEmbedding, adversarial, backends, losses, symmetric_kl
+from roast_optim import AdversarialEmbedding, backends, losses, perturbation, symmetric_kl
 
 
 def bert() -> torch.nn.Module:
@@ -47,7 +47,7 @@ def objective_and_gradients(
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the modules that were given kernels."""
     found: list[str] = []
-    for module in (adversarial, losses):
+    for module in (perturbation, losses):
 
         def counted(*tensors: Tensor, name: str = module.__name__) -> object:
             kernels = backends.fused_kernels(*tensors)
@@ -72,8 +72,8 @@ def test_the_adversary_is_the_same_with_the_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loss, gradients, nonfinite = objective_and_gradients(make, dtype, norm=norm, gradient=gradient)
-    assert calls == ["roast_optim.adversarial", "roast_optim.losses"]
-    for module in (adversarial, losses):
+    assert calls == ["roast_optim.perturbation", "roast_optim.losses"]
+    for module in (perturbation, losses):
         monkeypatch.setattr(module, "fused_kernels", lambda *tensors: None)
     expected_loss, expected_gradients, expected_nonfinite = objective_and_gradients(
         make, dtype, norm=norm, gradient=gradient

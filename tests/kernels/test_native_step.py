@@ -66,7 +66,7 @@ def any_step(draw: st.DrawFn) -> StepArguments:
 
 @every_instruction_set
 @given(arguments=any_step(), threads=st.sampled_from([1, 2]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples)
 def test_a_step_equals_the_reference_in_float64_to_rounding(
     instruction_set: str, arguments: StepArguments, threads: int
 ) -> None:
@@ -104,7 +104,7 @@ def tolerances(before: StepArguments, after: StepArguments, i: int) -> dict[str,
 
 
 @given(arguments=any_step(), threads=st.sampled_from([2, 3]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 def test_vector_instruction_sets_and_numbers_of_threads_give_the_same_bits(
     arguments: StepArguments, threads: int
 ) -> None:

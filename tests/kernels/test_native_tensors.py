@@ -117,7 +117,7 @@ def test_a_gradient_that_is_negated_lazily_is_negated() -> None:
 
 
 @given(offsets=st.lists(st.integers(0, 63), min_size=7, max_size=7), size=st.integers(1, 80))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_tensors_may_begin_at_any_byte(offsets: list[int], size: int) -> None:
     arguments = step_arguments([(size,)])
     expected = arguments.copy().run(native)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,34 +19,38 @@ import torch
 
 from roast_optim.kernels import triton
 
-KERNELS = Path(__file__).parent
-INTERPRETED = [KERNELS / "triton_interpreted", KERNELS / "test_backends.py"]
+TESTS = Path(__file__).parents[1]
+# What runs in the interpreter, and how many tests that are at least: one that collects nothing passes as well.
+INTERPRETED = {
+    "kernels": (["kernels/triton_interpreted", "kernels/test_backends.py"], 150),
+    "conformity": (["roast_optim/test_conformity.py"], 200),
+    "random inputs": (["roast_optim/test_random_training.py"], 1),
+}
 
 
-def test_the_kernels_pass_their_tests_in_the_interpreter(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_the_tests_of_the_backend_pass_in_the_interpreter(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    files, least = INTERPRETED[name]
     report = tmp_path / "report.xml"
-    arguments = [
-        "-q",
-        "-k",
-        "triton",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore::RuntimeWarning",
-        f"--junit-xml={report}",
-    ]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments, *INTERPRETED],
-        cwd=KERNELS.parents[1],
+        [
+            sys.executable, "-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider",
+            "-W", "ignore::RuntimeWarning", f"--junit-xml={report}", *(str(TESTS / file) for file in files),
+        ],
+        cwd=TESTS.parent,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=False,
-    )
+    )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    suite = ElementTree.parse(report).getroot()[0]
-    assert int(suite.attrib["tests"]) > 150
+    (suite,) = ElementTree.parse(report).getroot()
+    assert int(suite.attrib["tests"]) >= least
     assert int(suite.attrib["skipped"]) == 0
+    counted = [each.attrib["value"] for each in suite.iter("property") if each.attrib["name"] == "cases on triton"]
+    record_property("cases on triton (interpreted)", sum(map(int, counted)))
 
 
 def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

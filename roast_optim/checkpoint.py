@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -17,41 +18,96 @@ if TYPE_CHECKING:
     from .optimizer import RoastAdamW
 
 _SELECTION_KEYS = ("importance", "rank_code")
+# Without these, rank codes mean nothing. The options of AdamW may be missing, as it allows.
+_SELECTION_OPTIONS = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
 
 
 def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
     """Raise ValueError, naming what is wrong, if ``state_dict`` does not fit the optimizer."""
-    for key in ("state", "param_groups"):
-        if key not in state_dict:
-            raise ValueError(f"state_dict has no {key!r}, only {list(state_dict)}: pass what state_dict() returned")
-    groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
+    states, saved_groups = _checked_parts(state_dict)
+    groups = optimizer.param_groups
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         raise ValueError(
             "state_dict has parameter groups of sizes "
             f"{[len(group['params']) for group in saved_groups]}, the optimizer of "
             f"{[len(group['params']) for group in groups]}: build the optimizer with the parameters it was saved with"
         )
-    for group, saved in zip(groups, saved_groups, strict=True):
-        check_group({**group, **{key: value for key, value in saved.items() if key != "params"}})
+    for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        options = {key: value for key, value in saved.items() if key != "params"}
+        check_group({**group, **GROUP_COUNTERS, **options})
         for param, index in zip(group["params"], saved["params"], strict=True):
-            for key in _required_keys(saved, state_dict["state"].get(index)):
-                value = state_dict["state"][index].get(key)
-                if not isinstance(value, Tensor):
-                    raise ValueError(f"state_dict: parameter {index} lacks {key}, or it is not a tensor")
-                if value.shape != param.shape:
-                    raise ValueError(
-                        f"state_dict: {key} of parameter {index} has shape {tuple(value.shape)}, the parameter has "
-                        f"{tuple(param.shape)}: it was saved for another model"
-                    )
-                _check_values(key, index, local(value))
+            state = states.get(index, {})
+            missing = [option for option in _SELECTION_OPTIONS if option not in saved]
+            if missing and "rank_code" in state:
+                raise ValueError(f"state_dict: group {number} has rank codes but no {missing[0]!r}: it is damaged")
+            _check_state(index, state, param, saved)
+
+
+def _checked_parts(state_dict: dict[str, Any]) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
+    """The states by index and the groups, if they are such."""
+    for key, kind in (("state", dict), ("param_groups", list)):
+        if key not in state_dict:
+            raise ValueError(f"state_dict has no {key!r}, only {list(state_dict)}: pass what state_dict() returned")
+        _require_kind(f"its {key!r}", state_dict[key], kind)
+    for index, state in state_dict["state"].items():
+        _require_kind(f"the state of parameter {index!r}", state, dict)
+    indices = []
+    for number, group in enumerate(state_dict["param_groups"]):
+        _require_kind(f"group {number} of its 'param_groups'", group, dict)
+        if "params" not in group:
+            raise ValueError(f"state_dict: group {number} of its 'param_groups' has no 'params'")
+        _require_kind(f"'params' of group {number}", group["params"], list)
+        indices += group["params"]
+    twice = [index for position, index in enumerate(indices) if index in indices[:position]]
+    if twice:
+        raise ValueError(f"state_dict: 'params' of its groups name parameter {twice[0]!r} twice: it is damaged")
+    return state_dict["state"], state_dict["param_groups"]
+
+
+def _require_kind(what: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"state_dict: {what} is of type {type(value).__name__}, not {kind.__name__}: it is damaged")
+
+
+def _check_state(index: int, state: dict[str, Any], param: Tensor, saved_group: dict[str, Any]) -> None:
+    """Raise ValueError for a state that cannot be the parameter's."""
+    if not state:
+        return
+    keys = ["exp_avg", "exp_avg_sq"]
+    keys += ["max_exp_avg_sq"] if saved_group.get("amsgrad") else []
+    # One of the two without the other is a damaged checkpoint; neither is one of plain AdamW.
+    keys += _SELECTION_KEYS if any(key in state for key in _SELECTION_KEYS) else ()
+    for key in keys:
+        value = state.get(key)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"state_dict: parameter {index} lacks {key}, or it is not a tensor")
+        if value.shape != param.shape:
+            raise ValueError(
+                f"state_dict: {key} of parameter {index} has shape {tuple(value.shape)}, the parameter has "
+                f"{tuple(param.shape)}: it was saved for another model"
+            )
+        _check_values(key, index, value)
+    _check_step(index, state.get("step"))
+
+
+def _check_step(index: int, step: object) -> None:
+    """A step count is a number, as AdamW of old saved it, or a tensor of one; draws count to 2**32."""
+    real = isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex()
+    count = float(step) if real or isinstance(step, (int, float)) else math.nan  # type: ignore[arg-type]
+    if not (0 <= count < 2**32 and count.is_integer()):
+        raise ValueError(f"state_dict: step of parameter {index} is {step!r}, not a number of steps: it is damaged")
 
 
 def _check_values(key: str, index: int, value: Tensor) -> None:
-    """Raise ValueError for rank codes and importance that no optimizer has saved: kernels look them up in tables."""
-    if key == "rank_code" and value.dtype != torch.uint8:
-        raise ValueError(f"state_dict: rank_code of parameter {index} is {value.dtype}, not torch.uint8: it is damaged")
-    if key == "importance" and value.numel():
-        smallest, largest = value.aminmax()  # NaN if there is one
+    """Raise ValueError for dtypes and numbers that no optimizer has saved: kernels look some of them up in tables."""
+    expected = {"rank_code": torch.uint8, "importance": torch.float32}.get(key)
+    if not value.is_floating_point() if expected is None else value.dtype != expected:
+        right = expected or "a floating-point dtype"
+        raise ValueError(f"state_dict: {key} of parameter {index} is {value.dtype}, not {right}: it is damaged")
+    if value.layout != torch.strided:
+        raise ValueError(f"state_dict: {key} of parameter {index} is {value.layout}, not {torch.strided}")
+    if key == "importance" and (importance := local(value)).numel():
+        smallest, largest = importance.aminmax()  # NaN if there is one
         if not (smallest >= 0 and largest <= torch.finfo(torch.float32).max):
             raise ValueError(
                 f"state_dict: importance of parameter {index} lies between {float(smallest)} and {float(largest)}, not "
@@ -59,34 +115,30 @@ def _check_values(key: str, index: int, value: Tensor) -> None:
             )
 
 
-def _required_keys(saved_group: dict[str, Any], saved_state: dict[str, Any] | None) -> list[str]:
-    if not saved_state:
-        return []
-    keys = ["exp_avg", "exp_avg_sq"]
-    keys += ["max_exp_avg_sq"] if saved_group.get("amsgrad") else []
-    # One of the two without the other is a damaged checkpoint; neither is one of plain AdamW.
-    keys += _SELECTION_KEYS if any(key in saved_state for key in _SELECTION_KEYS) else ()
-    return keys
-
-
-def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
+def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any], previous: list[dict[str, Any]]) -> None:
     """Undo the casts of ``torch.optim.Optimizer.load_state_dict``, and complete what plain AdamW does not save.
 
     The base class casts every state tensor of a floating-point parameter to the parameter's dtype: rank codes and
-    float32 importance of a bfloat16 parameter too.
+    float32 importance of a bfloat16 parameter too. ``previous`` are the groups before loading: they have the options
+    that AdamW lacks.
     """
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     indices = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
     for param, index in zip(params, indices, strict=True):
         for key, value in state_dict["state"].get(index, {}).items():
-            if key != "step" and isinstance(value, Tensor):
-                optimizer.state[param][key] = value.to(device=param.device)
+            if key == "step":
+                step = optimizer.state[param]["step"]
+                optimizer.state[param]["step"] = torch.as_tensor(step, dtype=torch.float32).reshape(())
+            elif isinstance(value, Tensor):
+                # An expanded tensor has one element for many, which a step could not write to.
+                shared = 0 in value.stride() and value.numel() > 1
+                optimizer.state[param][key] = (value.contiguous() if shared else value).to(device=param.device)
 
     foreign = False
-    for group in optimizer.param_groups:
+    for group, own in zip(optimizer.param_groups, previous, strict=True):
         for key, default in {**optimizer.defaults, **GROUP_COUNTERS}.items():
             if key != "differentiable":  # no option of ours; the base class adds it to the defaults when it loads
-                group.setdefault(key, default)
+                group.setdefault(key, default if key in GROUP_COUNTERS else own.get(key, default))
         for param in group["params"]:
             if group["selective"] and optimizer.state.get(param) and "rank_code" not in optimizer.state[param]:
                 make_selection_state(optimizer.state[param], group, param)

@@ -379,7 +379,7 @@ class RoastAdamW(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if hasattr(self, "_incoming"):
-            checkpoint.reattach(self, self._incoming)
+            checkpoint.reattach(self, *self._incoming)
         self.placements = self._place()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -389,16 +389,24 @@ class RoastAdamW(Optimizer):
         zero and everything is updated until the next refresh, which is said once.
 
         Raises:
-            ValueError: groups, keys or shapes that do not fit; the optimizer is then unchanged.
+            TypeError: ``state_dict`` is no dictionary.
+            ValueError: groups, keys, shapes, dtypes or numbers that do not fit. Whatever is raised, the optimizer is
+                unchanged.
         """
+        if not isinstance(state_dict, dict):
+            raise TypeError(f"state_dict is of type {type(state_dict).__name__}: pass what state_dict() returned")
+        before = (self.state, self.param_groups, self.placements)
 
         def remember(_: Optimizer, final: dict[str, Any]) -> None:  # after all hooks of the user
             checkpoint.check(self, final)
-            self._incoming = final
+            self._incoming = (final, self.param_groups)
 
         handle = self.register_load_state_dict_pre_hook(remember)
         try:
             super().load_state_dict(state_dict)
+        except BaseException:  # also of a user's hook; the base class replaces these and never writes into them
+            self.state, self.param_groups, self.placements = before
+            raise
         finally:
             handle.remove()
             self.__dict__.pop("_incoming", None)

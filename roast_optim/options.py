@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeGuard
 
 import torch
@@ -49,19 +50,31 @@ class RoastOptions:
 
 def check_group(group: dict[str, Any]) -> None:
     """Raise ValueError for a group option out of range, naming it, its value and what would be right."""
-    lr, betas = group["lr"], group["betas"]
+    lr, betas, seed = group["lr"], group["betas"], group["seed"]
     _require(not isinstance(lr, Tensor) or lr.numel() == 1, "lr", lr, "a float or a tensor of one element")
-    _require(lr >= 0.0, "lr", lr, "a non-negative number")
-    _require(len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+    _require(_is_number(lr) and lr >= 0.0, "lr", lr, "a non-negative number")
+    _require(_is_pair_of_decay_rates(betas), "betas", betas, "two numbers in [0, 1)")
     _require(
         isinstance(betas[0], Tensor) == isinstance(betas[1], Tensor), "betas", betas, "both floats or both tensors"
     )
-    _require(group["eps"] >= 0.0, "eps", group["eps"], "a non-negative number")
-    _require(group["weight_decay"] >= 0.0, "weight_decay", group["weight_decay"], "a non-negative number")
-    _require(0.0 <= group["alpha"] <= 1.0, "alpha", group["alpha"], "a percentile rank in [0, 1]")
-    _require(0.0 < group["beta"] < float("inf"), "beta", group["beta"], "a positive, finite number")
-    seed = group["seed"]
+    for name in ("eps", "weight_decay"):
+        _require(_is_number(group[name]) and group[name] >= 0.0, name, group[name], "a non-negative number")
+    alpha, beta = group["alpha"], group["beta"]
+    _require(_is_number(alpha) and 0.0 <= alpha <= 1.0, "alpha", alpha, "a percentile rank in [0, 1]")
+    _require(_is_number(beta) and 0.0 < beta < float("inf"), "beta", beta, "a positive, finite number")
     _require(_is_integer(seed) and 0 <= seed < 2**64, "seed", seed, "an integer in [0, 2**64)")
+    for name in ("amsgrad", "maximize", "capturable", "selective"):
+        _require(isinstance(group[name], int) and group[name] in (0, 1), name, group[name], "True or False")
+    for name in GROUP_COUNTERS:
+        _require(_is_integer(group[name]) and 0 <= group[name] < 2**32, name, group[name], "an integer in [0, 2**32)")
+
+
+def _is_number(value: object) -> TypeGuard[float | Tensor]:
+    return value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else isinstance(value, Real)
+
+
+def _is_pair_of_decay_rates(betas: object) -> bool:
+    return isinstance(betas, (tuple, list)) and len(betas) == 2 and all(_is_number(b) and 0.0 <= b < 1.0 for b in betas)
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

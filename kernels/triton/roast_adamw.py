@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import reference
 from ..backend import Placement, Selection
@@ -136,6 +137,7 @@ def roast_adamw_(
                 LR_ON_DEVICE=isinstance(lr, Tensor) and lr.device == variant.device,
                 **OPTIONS,
             )
+        increment_version([params[i] for i in indices])  # as every in-place operation of torch, for autograd to notice
 
 
 def _variant(tensors: tuple[Tensor, ...], addresses: list[int], placement: Placement) -> Variant | None:

@@ -128,11 +128,14 @@ def distance_curves(path: Path, runs: Mapping[str, Mapping[int, Row]]) -> bool:
 
 
 def alpha_beta_map(path: Path, rows: Sequence[Row]) -> bool:
-    """Validation accuracy of RoAST over alpha and beta; of several runs of a pair the mean is shown."""
-    found: dict[tuple[float, float], list[float]] = {}
+    """Validation accuracy of RoAST over alpha and beta, all else being equal; of several runs of a pair the mean."""
+    sweeps: dict[str, dict[tuple[float, float], list[float]]] = {}  # the other settings -> alpha and beta -> accuracies
     for row in rows:
         if row["method"] == "roast":
-            found.setdefault((row["options"]["alpha"], row["options"]["beta"]), []).append(row["acc_in"])
+            others = {key: value for key, value in row["options"].items() if key not in ("alpha", "beta")}
+            pair = (row["options"]["alpha"], row["options"]["beta"])
+            sweeps.setdefault(repr(sorted(others.items())), {}).setdefault(pair, []).append(row["acc_in"])
+    found = max(sweeps.values(), key=len, default={})
     alphas, betas = (sorted({pair[axis] for pair in found}) for axis in (0, 1))
     if len(alphas) < 2 or len(betas) < 2:
         return False

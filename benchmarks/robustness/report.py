@@ -47,16 +47,19 @@ def write_report(rows: Sequence[Row], output: Path) -> None:
     """A section with tables and pictures per task and model.
 
     Raises:
-        UserError: no run has the purpose final.
+        UserError: no run has the purpose final or tuning.
     """
-    final = [row for row in rows if row["purpose"] == "final"]
-    if not final:
-        raise UserError("no run with purpose final; nothing to report")
+    reported = [row for row in rows if row["purpose"] in ("final", "tuning")]
+    if not reported:
+        raise UserError("no run with purpose final or tuning; nothing to report")
     parts = ["# Robustness\n"]
-    for task, model in dict.fromkeys((row["task"], row["model"]) for row in final):
-        chosen = [row for row in final if (row["task"], row["model"]) == (task, model)]
-        tuning = [row for row in rows if row["purpose"] == "tuning" and (row["task"], row["model"]) == (task, model)]
-        parts += section(task, model, by_method(chosen), tuning, output)
+    for task, model in dict.fromkeys((row["task"], row["model"]) for row in reported):
+        chosen = [row for row in reported if (row["task"], row["model"]) == (task, model)]
+        final, tuning = ([row for row in chosen if row["purpose"] == purpose] for purpose in ("final", "tuning"))
+        name = f"{task}-{Path(model).name}".lower()
+        parts.append(f"## {task}, {Path(model).name}\n")
+        parts += final_runs(by_method(final), output, name) if final else []
+        parts += trials(tuning, output, name) if tuning else []
     with atomic_write(output / REPORT) as file:
         file.write("\n".join(parts).encode())
 
@@ -80,13 +83,11 @@ def settings_of(row: Row) -> dict[str, Any]:
     return {**row["options"], "rows": row["train_rows"], "epochs": row["epochs"]}
 
 
-def section(task: str, model: str, runs: Runs, tuning: Sequence[Row], output: Path) -> list[str]:
-    """Markdown of one task and model; its pictures are written beside it."""
-    name = f"{task}-{Path(model).name}".lower()
+def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
+    """Markdown of the final runs of one task and model; the pictures are written beside it as NAME-KIND.png."""
     everything = [row for seeds in runs.values() for row in seeds.values()]
     first = everything[0]
     parts = [
-        f"## {task}, {Path(model).name}\n",
         f"{first['train_rows']} training rows, {first['epochs']} epochs, seeds per method: "
         f"{min(map(len, runs.values()))} to {max(map(len, runs.values()))}. Scores in percent, with 95% confidence "
         "intervals of a bootstrap over seeds; best **bold**, second _italic_.\n",
@@ -97,21 +98,26 @@ def section(task: str, model: str, runs: Runs, tuning: Sequence[Row], output: Pa
         sets_table(runs),
         "",
     ]
-    if tuning:
-        parts.append(
-            "\nTrials on validation rows, by which settings are chosen: the mean of the accuracy and of that under our "
-            "attack.\n"
-        )
-        parts += [tuning_table(tuning), ""]
-    names = {kind: f"{name}-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance", "alpha-beta")}
+    paths = {kind: output / f"{name}-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance")}
     drawn = {
-        "reliability": pictures.reliability_diagram(output / names["reliability"], two(everything)),
-        "improvement": pictures.improvement_bars(output / names["improvement"], improvements(runs)),
-        "shift": pictures.set_bars(output / names["shift"], set_accuracies(runs, "shift")),
-        "distance": pictures.distance_curves(output / names["distance"], runs),
-        "alpha-beta": pictures.alpha_beta_map(output / names["alpha-beta"], tuning),
+        "reliability": pictures.reliability_diagram(paths["reliability"], two(everything)),
+        "improvement": pictures.improvement_bars(paths["improvement"], improvements(runs)),
+        "shift": pictures.set_bars(paths["shift"], set_accuracies(runs, "shift")),
+        "distance": pictures.distance_curves(paths["distance"], runs),
     }
-    return parts + [f"![{kind}]({names[kind]})\n" for kind, done in drawn.items() if done]
+    return parts + [f"![{kind}]({paths[kind].name})\n" for kind, done in drawn.items() if done]
+
+
+def trials(tuning: Sequence[Row], output: Path, name: str) -> list[str]:
+    """Markdown of the trials on validation rows, with a map of alpha and beta where both were varied."""
+    parts = [
+        "Trials on validation rows, by which settings are chosen: the mean of the accuracy and of that under our "
+        "attack.\n",
+        tuning_table(tuning),
+        "",
+    ]
+    path = output / f"{name}-alpha-beta.png"
+    return parts + ([f"![alpha-beta]({path.name})\n"] if pictures.alpha_beta_map(path, tuning) else [])
 
 
 def two(rows: Sequence[Row]) -> list[Row]:

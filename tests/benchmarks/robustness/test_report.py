@@ -30,6 +30,11 @@ def run(method: str, seed: int, accuracy: float, **changes: Any) -> dict[str, An
 
 PLAIN = [run("plain", seed, accuracy) for seed, accuracy in enumerate((0.80, 0.82, 0.78))]
 ROAST = [run("roast", seed, accuracy) for seed, accuracy in enumerate((0.85, 0.87, 0.83))]
+TRIALS = [
+    run("roast", 9, 0.8, purpose="tuning", options={"alpha": alpha, "beta": beta})
+    for alpha in (0.6, 0.9)
+    for beta in (1, 10)
+]
 
 
 def by_seed(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -80,12 +85,7 @@ def test_a_summary_averages_over_the_perspectives_that_exist() -> None:
 
 def test_a_report_has_tables_and_pictures(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    tuning = [
-        run("roast", 9, 0.8, purpose="tuning", options={"alpha": alpha, "beta": beta})
-        for alpha in (0.6, 0.9)
-        for beta in (1, 10)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*PLAIN, *ROAST, *tuning]))
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*PLAIN, *ROAST, *TRIALS]))
     assert report.main([str(path), "--output", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| roast | **85.0** (83.0 to 87.0) |" in text
@@ -107,8 +107,25 @@ def test_variants_of_a_method_are_told_apart_by_what_differs() -> None:
     ]  # fmt: skip
 
 
+def test_trials_alone_make_a_report_without_scores(tmp_path: Path) -> None:
+    report.write_report(TRIALS, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Trials on validation rows" in text
+    assert "](sentiment-tiny-alpha-beta.png)" in text
+    assert "Relative improvement" not in text
+
+
+def test_a_map_of_alpha_and_beta_needs_all_else_to_be_equal(tmp_path: Path) -> None:
+    others = [
+        run("roast", 9, 0.8, purpose="tuning", options={"alpha": alpha, "beta": beta, "learning_rate": alpha * beta})
+        for alpha, beta in ((0.6, 1.0), (0.9, 10.0))
+    ]
+    report.write_report(others, tmp_path)
+    assert not list(tmp_path.glob("*alpha-beta.png"))
+
+
 @pytest.mark.parametrize(
-    ("rows", "message"), [([], "no run with purpose final"), ([{"a": 1}], r"runs\.jsonl:1: not a run")]
+    ("rows", "message"), [([], "no run with purpose final or tuning"), ([{"a": 1}], r"runs\.jsonl:1: not a run")]
 )
 def test_runs_that_cannot_be_reported_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], message: str

@@ -105,7 +105,7 @@ FAULTS = (
     Fault("importance at every step", OPTIMIZER, "% self.options.importance_every == 0", "% 1 == 0"),
     Fault("measuring also steps", OPTIMIZER, "accumulate_importance_(tensors.importances, tensors.grads)\n            return\n", "accumulate_importance_(tensors.importances, tensors.grads)\n"),
     Fault("every group draws with the first seed", OPTIMIZER, 'return Selection(group["seed"],', 'return Selection(self.param_groups[0]["seed"],'),
-    Fault("loaded state keeps the parameter's dtype", "roast_optim/checkpoint.py", '                optimizer.state[param][key] = value.to(device=param.device)\n', "                pass\n"),
+    Fault("loaded state keeps the parameter's dtype", "roast_optim/checkpoint.py", '                optimizer.state[param][key] = (value.contiguous() if shared else value).to(device=param.device)\n', "                pass\n"),
     Fault("shapes not checked", "roast_optim/checkpoint.py", "if value.shape != param.shape:", "if False:"),
     Fault("clean loss forgotten", ADVERSARIAL, "self.clean_weight * clean.loss", "0 * clean.loss"),
     Fault("adversarial loss counted as clean", ADVERSARIAL, "self.adversarial_weight * adversarial.loss", "self.adversarial_weight * clean.loss"),

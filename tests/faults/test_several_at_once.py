@@ -99,7 +99,7 @@ for step in range(10_000):
     for param in params:
         param.grad = torch.randn(64, 64)
     optimizer.step()
-    if step in (4_999, 9_999):
+    if step in (4_999, 7_499, 9_999):
         print(resident_bytes())
 print(optimizer.param_groups[0]["refreshes"])
 """
@@ -110,6 +110,7 @@ print(optimizer.param_groups[0]["refreshes"])
 def test_ten_thousand_steps_and_a_hundred_refreshes_need_no_more_memory_than_half_of_them(backend: str) -> None:
     command = [sys.executable, "-c", LONG_RUN, backend]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    memory, memory_later, refreshes = map(int, printed.split())
+    memory, memory_later, memory_last, refreshes = map(int, printed.split())
     assert refreshes == 100
-    assert memory_later - memory < 1 << 19
+    # The allocator may take another half megabyte once; what leaks, leaks in both quarters: 52 bytes a step would show.
+    assert min(memory_later - memory, memory_last - memory_later) < 1 << 17

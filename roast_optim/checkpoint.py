@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,9 @@ def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
     for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         options = {key: value for key, value in saved.items() if key != "params"}
         check_group({**group, **GROUP_COUNTERS, **options})
+        missing = [option for option in _SELECTION_OPTIONS if option not in saved]
         for param, index in zip(group["params"], saved["params"], strict=True):
             state = states.get(index, {})
-            missing = [option for option in _SELECTION_OPTIONS if option not in saved]
             if missing and "rank_code" in state:
                 raise ValueError(f"state_dict: group {number} has rank codes but no {missing[0]!r}: it is damaged")
             _check_state(index, state, param, saved)
@@ -58,9 +59,9 @@ def _checked_parts(state_dict: dict[str, Any]) -> tuple[dict[Any, dict[str, Any]
             raise ValueError(f"state_dict: group {number} of its 'param_groups' has no 'params'")
         _require_kind(f"'params' of group {number}", group["params"], list)
         indices += group["params"]
-    twice = [index for position, index in enumerate(indices) if index in indices[:position]]
-    if twice:
-        raise ValueError(f"state_dict: 'params' of its groups name parameter {twice[0]!r} twice: it is damaged")
+    for index, times in Counter(indices).items():
+        if times > 1:
+            raise ValueError(f"state_dict: 'params' of its groups name parameter {index!r} twice: it is damaged")
     return state_dict["state"], state_dict["param_groups"]
 
 

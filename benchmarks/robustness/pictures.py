@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .files import atomic_write
 from .metrics import BINS
-from .runs import Row
+from .runs import Row, settings_of
 from .summary import Interval
 
 Bins = Mapping[str, numpy.ndarray]
@@ -132,7 +132,7 @@ def alpha_beta_map(path: Path, rows: Sequence[Row]) -> bool:
     sweeps: dict[str, dict[tuple[float, float], list[float]]] = {}  # the other settings -> alpha and beta -> accuracies
     for row in rows:
         if row["method"] == "roast":
-            others = {key: value for key, value in row["options"].items() if key not in ("alpha", "beta")}
+            others = {key: value for key, value in settings_of(row).items() if key not in ("alpha", "beta")}
             pair = (row["options"]["alpha"], row["options"]["beta"])
             sweeps.setdefault(repr(sorted(others.items())), {}).setdefault(pair, []).append(row["acc_in"])
     found = max(sweeps.values(), key=len, default={})

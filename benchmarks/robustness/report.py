@@ -6,14 +6,13 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from . import pictures
 from .errors import UserError
 from .files import atomic_write
-from .runs import Row, read_runs
+from .runs import Row, read_runs, settings_of
 from .summary import PERSPECTIVES, Interval, Perspective, improvement_interval, score_interval
 from .tuning import tuning_table
 
@@ -77,10 +76,6 @@ def by_method(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
             suffix = ", ".join(f"{key} {each.get(key)}" for key in varying)
             labelled[f"{method} ({suffix})" if suffix else method] = {run["seed"]: run for run in runs}
     return labelled
-
-
-def settings_of(row: Row) -> dict[str, Any]:
-    return {**row["options"], "rows": row["train_rows"], "epochs": row["epochs"]}
 
 
 def final_runs(runs: Runs, output: Path, name: str) -> list[str]:

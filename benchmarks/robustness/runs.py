@@ -104,3 +104,8 @@ def problem_of(row: Any) -> str | None:
     if row["purpose"] not in PURPOSES:
         return f"purpose is {row['purpose']!r}"
     return None
+
+
+def settings_of(row: Row) -> dict[str, Any]:
+    """What a run was made with, its method, model and seed apart."""
+    return {**row["options"], "rows": row["train_rows"], "epochs": row["epochs"]}

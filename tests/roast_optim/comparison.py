@@ -79,9 +79,9 @@ class Pair:
         self.optimizer.step()
         self.oracle.step(gradients)
 
-    def measure(self) -> None:
+    def measure(self, gradients: Gradients | None = None) -> None:
         """One step of both inside measure_importance()."""
-        gradients = self.gradients()
+        gradients = self.gradients() if gradients is None else gradients
         self.set_gradients(gradients)
         with self.optimizer.measure_importance():
             self.optimizer.step()

@@ -157,11 +157,7 @@ class RandomTraining:
         self.pair.refresh()
 
     def measure(self) -> None:
-        gradients = self.gradients("ordinary")
-        self.pair.set_gradients(gradients)
-        with self.pair.optimizer.measure_importance():
-            self.pair.optimizer.step()
-        self.pair.oracle.measure(gradients)
+        self.pair.measure(self.gradients("ordinary"))
 
     def skip(self) -> None:
         """What GradScaler does after an overflow: gradients, and no step."""

@@ -35,6 +35,10 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     warmup_share: float = 0.06
+    precision: str = "float32"  # of the matrix products in training; the weights are float32 anyhow
+
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass
@@ -52,6 +56,17 @@ class Training:
     @property
     def total_steps(self) -> int:
         return self.recipe.epochs * len(self.batches)
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass in the recipe's precision. It must not outlive a step: it caches weights."""
+        mixed = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=mixed)
+
+    def task_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The model's own loss of a batch, a scalar with a gradient."""
+        with self.autocast():
+            loss: Tensor = self.model(**batch).loss
+        return loss
 
 
 class Method:
@@ -86,9 +101,8 @@ class Method:
         """Called once, after `build` and in training mode. Its time counts."""
 
     def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
-        """The objective of a batch, a scalar with a gradient."""
-        loss: Tensor = training.model(**batch).loss
-        return loss
+        """The objective of a batch, a scalar with a gradient. It is called under `training.autocast()`."""
+        return training.task_loss(batch)
 
     def after_backward(self, training: Training) -> None:
         """Called before each step of the optimizer, when the gradients are there: to change them."""
@@ -121,8 +135,10 @@ def train(
         Seconds, without tokenization.
 
     Raises:
-        UserError: an option of the method is out of range, or the loss is not finite.
+        UserError: an option of the method or the recipe is out of range, or the loss is not finite.
     """
+    if recipe.precision not in PRECISIONS:
+        raise UserError(f"precision {recipe.precision!r} is unknown; known: {', '.join(PRECISIONS)}")
     batches = TrainingBatches(classifier, texts_of(rows), rows["label"][:], recipe.batch_size, seed)
     training = Training(classifier.model, recipe, batches, seed, observer)
     torch.manual_seed(seed)
@@ -141,7 +157,8 @@ def train(
         observer.stage("training", training.total_steps)
         for epoch in range(recipe.epochs):
             for batch in batches.epoch(epoch):
-                loss = method.loss(training, batch)
+                with training.autocast():
+                    loss = method.loss(training, batch)
                 if not math.isfinite(value := loss.item()):
                     raise UserError(f"the loss is {value} at step {training.step}; give a smaller learning rate")
                 loss.backward()

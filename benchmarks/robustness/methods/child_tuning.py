@@ -44,7 +44,7 @@ class ChildTuningDriven(Method):
         training.observer.stage("importance", len(training.batches))
         fisher = {param: torch.zeros_like(param) for param in training.model.base_model.parameters()}
         for batch in training.batches.epoch(0):
-            loss = training.model(**batch).loss
+            loss = training.task_loss(batch)
             loss.backward()
             for param, information in fisher.items():
                 if param.grad is not None:

@@ -28,7 +28,7 @@ class LinearProbingThenFineTuning(Method):
         training.observer.stage("probing", self.probing_epochs * len(training.batches))
         for epoch in range(self.probing_epochs):
             for batch in training.batches.epoch(epoch):
-                loss = training.model(**batch).loss
+                loss = training.task_loss(batch)
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()

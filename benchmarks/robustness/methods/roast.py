@@ -121,7 +121,7 @@ def measure_importance(training: Training) -> None:
     training.observer.stage("importance", len(training.batches))
     with optimizer.measure_importance():
         for batch in training.batches.epoch(0):
-            loss = training.model(**batch).loss
+            loss = training.task_loss(batch)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

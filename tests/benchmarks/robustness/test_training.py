@@ -160,6 +160,28 @@ def test_unknown_methods_and_options_are_named() -> None:
         create_method("plain", SENTIMENT, {"alpha": 0.5})
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_in_bfloat16_every_method_starts_from_losses_close_to_those_in_float32(
+    model_folder: Path, suite: Suite, name: str
+) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        recorder = Recorder()
+        classifier = load_classifier(str(model_folder), SENTIMENT, 32, 0)
+        recipe = Recipe(epochs=1, learning_rate=1e-3, precision=precision)
+        train(classifier, create_method(name, SENTIMENT, {}), suite.train, recipe, 0, recorder)
+        losses[precision] = recorder.losses
+        assert {param.dtype for param in classifier.model.parameters()} == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2e-2)
+
+
+def test_an_unknown_precision_is_named(model_folder: Path, suite: Suite) -> None:
+    classifier = load_classifier(str(model_folder), SENTIMENT, 32, 0)
+    with pytest.raises(UserError, match="precision 'float16' is unknown; known: float32, bfloat16"):
+        train(classifier, create_method("plain", SENTIMENT, {}), suite.train, Recipe(precision="float16"), 0)
+
+
 class Diverging(Method):
     """A method whose loss is not a number from the third step on."""
 

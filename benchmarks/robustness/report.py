@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,12 +12,20 @@ from rich.console import Console
 from . import pictures
 from .errors import UserError
 from .files import atomic_write
+from .markdown import (
+    Runs,
+    distance_table,
+    groups_table,
+    improvement_table,
+    improvements,
+    scores_table,
+    set_accuracies,
+    sets_table,
+)
 from .runs import Row, read_runs, settings_of
-from .summary import PERSPECTIVES, Interval, Perspective, improvement_interval, score_interval
 from .tuning import tuning_table
 
 REPORT = "report.md"
-Runs = Mapping[str, Mapping[int, Row]]  # label of a method -> seed -> its run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,19 +96,36 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
         "intervals of a bootstrap over seeds; best **bold**, second _italic_.\n",
         scores_table(runs),
         "\nRelative improvement over plain: how much of plain's distance to the best value is closed, in percent.\n",
-        improvement_table(runs),
+        improvement_table(improvements(runs, runs.get("plain", {}))),
+        *roast_over_the_others(runs),
         "\nAccuracy per set, and of the worst group (by label, length or rare words; mean over the sets).\n",
         sets_table(runs),
+        "\nAccuracy by group, the mean over the sets: thirds of each set by number of words, and by the share of words "
+        "that no training row has.\n",
+        groups_table(runs),
+        "\nDistance from the pre-trained weights after each epoch: L2, the share of elements that moved by more than a "
+        "hundredth of their tensor's standard deviation, and linear CKA of the last hidden states.\n",
+        distance_table(runs),
         "",
     ]
     paths = {kind: output / f"{name}-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance")}
     drawn = {
         "reliability": pictures.reliability_diagram(paths["reliability"], two(everything)),
-        "improvement": pictures.improvement_bars(paths["improvement"], improvements(runs)),
+        "improvement": pictures.improvement_bars(paths["improvement"], improvements(runs, runs.get("plain", {}))),
         "shift": pictures.set_bars(paths["shift"], set_accuracies(runs, "shift")),
         "distance": pictures.distance_curves(paths["distance"], runs),
     }
     return parts + [f"![{kind}]({paths[kind].name})\n" for kind, done in drawn.items() if done]
+
+
+def roast_over_the_others(runs: Runs) -> list[str]:
+    """Markdown: what RoAST gains over each method, which for an ablation is what the changed part is worth."""
+    others = [label for label in runs if label not in ("plain", "roast")]
+    if "roast" not in runs or not others:
+        return []
+    gains = {label: improvements({"roast": runs["roast"]}, runs[label])["roast"] for label in others}
+    title = "\nRelative improvement of RoAST over each of the other methods, on the seeds that both have, in percent.\n"
+    return [title, improvement_table(gains)]
 
 
 def trials(tuning: Sequence[Row], output: Path, name: str) -> list[str]:
@@ -117,103 +142,6 @@ def trials(tuning: Sequence[Row], output: Path, name: str) -> list[str]:
 
 def two(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["method"] in ("plain", "roast")]
-
-
-def scores_table(runs: Runs) -> str:
-    """Methods by perspectives, with cost."""
-    plain = runs.get("plain")
-    plain_seconds = mean_seconds(plain) if plain else None
-    columns = {each: {label: score_interval(seeds, each.key) for label, seeds in runs.items()} for each in PERSPECTIVES}
-    lines = [header("Method", *(each.title for each in PERSPECTIVES), "Seconds", "Cost")]
-    for label, seeds in runs.items():
-        seconds = mean_seconds(seeds)
-        cells = [marked(values, label, each.best) for each, values in columns.items()]
-        cost = f"{seconds / plain_seconds:.2f}" if plain_seconds else "-"
-        lines.append(row_of(label, *cells, f"{seconds:.0f}", cost))
-    return "\n".join(lines)
-
-
-def improvements(runs: Runs) -> dict[str, dict[str, Interval | None]]:
-    """Label -> title of the perspective, or "Average" -> relative improvement over plain."""
-    if "plain" not in runs:
-        return {}
-    ways: dict[str, tuple[Perspective, ...]] = {each.title: (each,) for each in PERSPECTIVES}
-    ways["Average"] = PERSPECTIVES
-    return {
-        label: {title: improvement_interval(seeds, runs["plain"], chosen) for title, chosen in ways.items()}
-        for label, seeds in runs.items()
-        if label != "plain"
-    }
-
-
-def improvement_table(runs: Runs) -> str:
-    found = improvements(runs)
-    if not found:
-        return "No runs of plain fine-tuning."
-    titles = list(next(iter(found.values())))
-    lines = [header("Method", *titles)]
-    columns = {title: {label: values[title] for label, values in found.items()} for title in titles}
-    for label in found:
-        lines.append(row_of(label, *(marked(columns[title], label, 1.0) for title in titles)))
-    return "\n".join(lines)
-
-
-def set_accuracies(runs: Runs, *roles: str) -> dict[str, dict[str, float]]:
-    """Label -> set -> mean accuracy."""
-    return {
-        label: {
-            name: sum(row["per_set"][name]["accuracy"] for row in seeds.values()) / len(seeds)
-            for name, scores in next(iter(seeds.values()))["per_set"].items()
-            if scores["role"] in roles
-        }
-        for label, seeds in runs.items()
-    }
-
-
-def sets_table(runs: Runs) -> str:
-    found = set_accuracies(runs, "in_distribution", "shift", "adversarial")
-    names = list(dict.fromkeys(name for values in found.values() for name in values))
-    lines = [header("Method", *names, "Worst group")]
-    for label, values in found.items():
-        cells = (f"{100 * values[name]:.1f}" if name in values else "-" for name in names)
-        lines.append(row_of(label, *cells, f"{100 * worst_group(runs[label]):.1f}"))
-    return "\n".join(lines)
-
-
-def worst_group(seeds: Mapping[int, Row]) -> float:
-    """The least group accuracy of each set, averaged over sets and seeds."""
-    found: list[float] = [
-        scores["worst_group"] for row in seeds.values() for scores in row["per_set"].values() if "worst_group" in scores
-    ]
-    return sum(found) / len(found)
-
-
-def mean_seconds(seeds: Mapping[int, Row]) -> float:
-    return sum(float(row["seconds"]) for row in seeds.values()) / len(seeds)
-
-
-def marked(column: Mapping[str, Interval | None], label: str, best: float) -> str:
-    """A cell with its interval; the best of its column is bold, the second italic."""
-    interval = column[label]
-    if interval is None:
-        return "-"
-    ranked = sorted({each.value for each in column.values() if each is not None}, key=lambda value: abs(best - value))
-    text = f"{100 * interval.value:.1f}"
-    if interval.value == ranked[0]:
-        text = f"**{text}**"
-    elif interval.value == ranked[1]:
-        text = f"_{text}_"
-    if interval.low is not None and interval.high is not None:
-        text += f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
-    return text
-
-
-def header(*cells: str) -> str:
-    return row_of(*cells) + "\n|" + " --- |" + " ---: |" * (len(cells) - 1)
-
-
-def row_of(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ BINS = {"rows": [0] * 9 + [4], "confidence": [0] * 9 + [3.8], "right": [0] * 9 +
 
 def run(method: str, seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
     """A recorded run whose accuracies are all alike."""
-    labelled = {"rows": 4, "accuracy": accuracy, "ece": 0.1, "reliability": BINS, "worst_group": accuracy / 2}
+    labelled = {
+        "rows": 4,
+        "accuracy": accuracy,
+        "ece": 0.1,
+        "reliability": BINS,
+        "worst_group": accuracy / 2,
+        "groups": {"label": {"negative": accuracy / 2}, "rare_words": {"low": accuracy}},
+    }
     return {
         "purpose": "final", "task": "sentiment", "method": method, "model": "some/tiny", "seed": seed,
         "options": {"learning_rate": 1e-5}, "train_rows": 64, "epochs": 3,
@@ -92,12 +99,25 @@ def test_a_report_has_tables_and_pictures(tmp_path: Path) -> None:
     assert "| plain | _80.0_ (78.0 to 82.0) |" in text
     assert "| 25 | 2.50 |" in text
     assert "**25.0**" in text
+    assert "| Method | label: negative | rare words: low |" in text
+    assert "| roast | 42.5 | 85.0 |" in text
+    assert "| Method | L2 1 | moved 1 | CKA 1 |" in text
+    assert "| plain | 1.00 | 10% | 0.90 |" in text
+    assert "over each of the other methods" not in text
     pictures = [
         f"sentiment-tiny-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance", "alpha-beta")
     ]
     for name in pictures:
         assert f"]({name})" in text
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_says_what_roast_gains_over_each_other_method_on_their_common_seeds(tmp_path: Path) -> None:
+    other = run("roast_random", 1, 0.83)
+    report.write_report([*PLAIN, *ROAST, other], tmp_path)
+    gains = (tmp_path / "report.md").read_text().split("over each of the other methods")[1]
+    gain = 100 * (0.87 - 0.83) / (1 - 0.83)  # of the one seed that both have
+    assert f"| roast_random | **{gain:.1f}** |" in gains
 
 
 def test_variants_of_a_method_are_told_apart_by_what_differs() -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from roast_optim import RoastAdamW
 from tests.oracles.roast_adamw import Group
 from tests.roast_optim.comparison import Gradients, Pair
+from tests.roast_optim.layouts import LAYOUTS
 from tests.roast_optim.snapshot import assert_equal, snapshot
-from tests.roast_optim.test_conformity import LAYOUTS
 
 Shape = tuple[int, ...]
 GRADIENT_KINDS = ["ordinary", "ordinary", "some missing", "zero", "tiny", "huge", "not finite"]

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.testing._internal.common_optimizers import optim_db
 
 from roast_optim import RoastAdamW
+from tests.roast_optim.layouts import LAYOUTS
 from tests.roast_optim.snapshot import assert_same_bits
-from tests.roast_optim.test_optimizer_adamw import Layout, transposed, unaligned, unchanged, with_gaps
 
 ADAMW = next(info for info in optim_db if info.optim_cls is torch.optim.AdamW)
 INPUTS = ADAMW.optim_inputs_func(device="cpu")
@@ -26,16 +26,6 @@ ERROR_INPUTS = [
     if "foreach" not in case.optimizer_error_input.kwargs
 ]
 STEPS = 12
-
-LAYOUTS: dict[str, Layout] = {
-    "contiguous": unchanged,
-    "transposed": transposed,
-    "every second element": with_gaps,
-    "every second row": lambda tensor: torch.stack([tensor, tensor], 1).flatten(0, 1)[::2],
-    "part of wider rows": lambda tensor: torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]],
-    "unaligned": unaligned,
-    "expanded gradient": unchanged,
-}
 
 
 @pytest.fixture(autouse=True)

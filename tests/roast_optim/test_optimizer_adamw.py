@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from roast_optim import RoastAdamW
+from tests.roast_optim.layouts import Layout, transposed, unaligned, unchanged, with_gaps
 from tests.roast_optim.snapshot import assert_same_bits
 
 SHAPES = [(17, 5), (), (0, 3), (1,), (2, 3, 4), (1031,)]
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-Layout = Callable[[Tensor], Tensor]
-
-
-def unchanged(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def transposed(tensor: Tensor) -> Tensor:
-    return tensor.clone().T.contiguous().T if tensor.dim() == 2 else tensor
-
-
-def with_gaps(tensor: Tensor) -> Tensor:
-    return torch.stack([tensor, tensor], dim=-1)[..., 0]
-
-
-def unaligned(tensor: Tensor) -> Tensor:
-    return torch.cat([tensor.new_zeros(1), tensor.reshape(-1)])[1:].view(tensor.shape)
 
 
 def make_parameters(dtype: torch.dtype, shapes: list[tuple[int, ...]], layout: Layout) -> list[torch.nn.Parameter]:

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from roast_optim import RoastAdamW
 from tests.roast_optim.comparison import SHAPES, Gradients, Pair
-from tests.roast_optim.test_optimizer_adamw import transposed, unaligned, unchanged, with_gaps
+from tests.roast_optim.layouts import transposed, unaligned, unchanged, with_gaps
 
 MIB = 1 << 20
 

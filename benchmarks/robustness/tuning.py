@@ -7,6 +7,8 @@ from typing import Any
 
 from .runs import Row
 
+LEARNED = 0.03
+
 
 def validation_score(row: Row) -> float:
     """The mean of the accuracy on the validation rows and, where they were attacked, of that under attack."""
@@ -15,11 +17,18 @@ def validation_score(row: Row) -> float:
 
 
 def best_trials(rows: Sequence[Row]) -> dict[str, Row]:
-    """Method -> its tuning run with the largest validation score; of equal ones the first."""
-    best: dict[str, Row] = {}
+    """Method -> its tuning run with the largest validation score; of equal ones the first.
+
+    A model that has hardly learned its task is hard to attack: a trial whose accuracy is more than LEARNED below the
+    method's largest is not chosen.
+    """
+    trials: dict[str, list[Row]] = {}
     for row in rows:
-        if row["method"] not in best or validation_score(row) > validation_score(best[row["method"]]):
-            best[row["method"]] = row
+        trials.setdefault(row["method"], []).append(row)
+    best = {}
+    for method, mine in trials.items():
+        floor = max(row["acc_in"] for row in mine) - LEARNED
+        best[method] = max((row for row in mine if row["acc_in"] >= floor), key=validation_score)
     return best
 
 

@@ -35,7 +35,14 @@ def test_the_score_is_the_mean_of_accuracy_and_accuracy_under_attack() -> None:
 def test_the_best_trial_is_the_first_of_the_largest_score() -> None:
     best = best_trials(TRIALS)
     assert best == {"plain": TRIALS[1], "roast": TRIALS[3]}
-    assert best_trials([TRIALS[1], trial("plain", 9e-5, 0.50, 0.79)])["plain"] is TRIALS[1]
+    assert best_trials([TRIALS[1], trial("plain", 9e-5, 0.78, 0.51)])["plain"] is TRIALS[1]
+
+
+def test_a_trial_that_has_hardly_learned_is_not_chosen_however_hard_it_is_to_attack() -> None:
+    learned, chance = trial("plain", 1e-5, 0.61, 0.19), trial("plain", 2e-5, 0.45, 0.40)
+    close = trial("plain", 3e-5, 0.59, 0.22)
+    assert best_trials([chance, learned])["plain"] is learned
+    assert best_trials([chance, learned, close])["plain"] is close
 
 
 def test_the_table_has_every_trial_with_what_varies_and_marks_the_best() -> None:

@@ -91,7 +91,7 @@ def method_settings(settings: Settings) -> list[MethodSettings]:
     """What each method is trained with, after all changes.
 
     Raises:
-        UserError: an unknown task, method or option.
+        UserError: an unknown task, method or option, or one that is out of range.
     """
     if settings.task not in TASKS:
         raise UserError(f"task {settings.task!r} is unknown; known: {', '.join(TASKS)}")

@@ -19,26 +19,38 @@ from roast_optim import selective_param_groups
 from .data import Task, texts_of
 from .errors import UserError
 from .models import Classifier, TrainingBatches
+from .options import check_options, is_number, option
 from .progress import SILENT, Observer
 
 M = TypeVar("M", bound="Method")
 
 
+PRECISIONS = ("float32", "bfloat16")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """What all methods share. The defaults are the paper's for RoBERTa-large."""
+    """What all methods share. The defaults are the paper's for RoBERTa-large.
 
-    epochs: int = 10
-    batch_size: int = 16
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.01
+    Raises:
+        UserError: a value is of another type or out of range.
+    """
+
+    epochs: int = option(10, least=1)
+    batch_size: int = option(16, least=1)
+    learning_rate: float = option(1e-5)
+    weight_decay: float = option(0.01)
     betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    warmup_share: float = 0.06
+    eps: float = option(1e-6)
+    warmup_share: float = option(0.06, most=1)
     precision: str = "float32"  # of the matrix products in training; the weights are float32 anyhow
 
-
-PRECISIONS = ("float32", "bfloat16")
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision {self.precision!r} is unknown; known: {', '.join(PRECISIONS)}")
+        if len(self.betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas is {self.betas!r}; give two numbers from 0 to less than 1, as [0.9, 0.98]")
 
 
 @dataclass
@@ -135,10 +147,8 @@ def train(
         Seconds, without tokenization.
 
     Raises:
-        UserError: an option of the method or the recipe is out of range, or the loss is not finite.
+        UserError: an option of the method is out of range, or the loss is not finite.
     """
-    if recipe.precision not in PRECISIONS:
-        raise UserError(f"precision {recipe.precision!r} is unknown; known: {', '.join(PRECISIONS)}")
     batches = TrainingBatches(classifier, texts_of(rows), rows["label"][:], recipe.batch_size, seed)
     training = Training(classifier.model, recipe, batches, seed, observer)
     torch.manual_seed(seed)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data import Task
 from ..errors import UserError
+from ..options import check_options
 from ..training import Method
 from .child_tuning import ChildTuningDriven, ChildTuningFree
 from .freelb import FreeLB
@@ -73,7 +74,12 @@ def create_method(name: str, task: Task, options: Mapping[str, Any]) -> Method:
     for option in options:
         if option not in known:
             raise UserError(f"method {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    return entry.method.for_task(task, **{**entry.options, **options})
+    method = entry.method.for_task(task, **{**entry.options, **options})
+    try:
+        check_options(method)
+    except UserError as error:
+        raise UserError(f"method {name!r}: {error}") from None
+    return method
 
 
 def option_names(name: str) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..options import option
 from ..training import Method, Training
 
 PAPER = "Xu et al., Raise a child in large language model: towards effective and generalizable fine-tuning, EMNLP 2021"
@@ -18,7 +19,7 @@ class ChildTuningFree(Method):
 
     paper = PAPER + ", section 2.2"
 
-    keep_probability: float = 0.3
+    keep_probability: float = option(0.3, least=0.001, most=1)
     generator: torch.Generator = field(default_factory=torch.Generator, init=False, repr=False)
 
     def before_training(self, training: Training) -> None:
@@ -37,7 +38,7 @@ class ChildTuningDriven(Method):
 
     paper = PAPER + ", section 2.3"
 
-    kept_share: float = 0.3
+    kept_share: float = option(0.3, most=1)
     masks: dict[Tensor, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def before_training(self, training: Training) -> None:

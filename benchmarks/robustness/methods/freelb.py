@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..options import option
 from ..training import Method, Training
 from .perturbed import forward_with, word_embeddings
 
@@ -22,9 +23,9 @@ class FreeLB(Method):
 
     paper = "Zhu et al., FreeLB: Enhanced adversarial training for natural language understanding, ICLR 2020"
 
-    steps: int = 3
-    step_size: float = 0.03
-    largest: float = 0.3
+    steps: int = option(3, least=1)
+    step_size: float = option(0.03)
+    largest: float = option(0.3)
 
     def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"][..., None].float()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch.optim import AdamW
 
+from ..options import option
 from ..training import Method, Training
 
 
@@ -15,8 +16,8 @@ class LinearProbingThenFineTuning(Method):
 
     paper = "Kumar et al., Fine-tuning can distort pretrained features and underperform out-of-distribution, ICLR 2022"
 
-    probing_epochs: int = 1
-    probing_learning_rate: float = 1e-3
+    probing_epochs: int = option(1)
+    probing_learning_rate: float = option(1e-3)
 
     def before_training(self, training: Training) -> None:
         pretrained = set(training.model.base_model.parameters())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from roast_optim import symmetric_kl
 
+from ..options import option
 from ..training import Method, Training
 from .perturbed import forward_with, word_embeddings
 
@@ -19,8 +20,8 @@ class R3F(Method):
 
     paper = "Aghajanyan et al., Better fine-tuning by reducing representational collapse, ICLR 2021"
 
-    noise: float = 1e-5
-    consistency_weight: float = 1.0
+    noise: float = option(1e-5)
+    consistency_weight: float = option(1.0)
 
     def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
         output = training.model(**batch)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from roast_optim import symmetric_kl
 
+from ..options import option
 from ..training import Method, Training
 from .perturbed import forward_with, word_embeddings
 
@@ -31,11 +32,11 @@ class Smart(Method):
         "Jiang et al., SMART: Robust and efficient fine-tuning through principled regularized optimization, ACL 2020"
     )
 
-    noise: float = 1e-5
-    step_size: float = 1e-3
-    smoothness_weight: float = 1.0
-    proximal_weight: float = 1.0
-    momentum: float = 0.99
+    noise: float = option(1e-5)
+    step_size: float = option(1e-3)
+    smoothness_weight: float = option(1.0)
+    proximal_weight: float = option(1.0)
+    momentum: float = option(0.99, most=1)
     average: PreTrainedModel | None = field(default=None, init=False, repr=False)
 
     def before_training(self, training: Training) -> None:

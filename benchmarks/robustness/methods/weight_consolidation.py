@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..options import option
 from ..training import Method, Training
 
 
@@ -19,7 +20,7 @@ class WeightConsolidation(Method):
 
     paper = "Chen et al., Recall and learn: fine-tuning deep pretrained language models, EMNLP 2020"
 
-    strength: float = 100.0
+    strength: float = option(100.0)
     pretrained: dict[Tensor, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def before_training(self, training: Training) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from roast_optim import symmetric_kl
 
+from ..options import option
 from ..training import Method, Training
 from .perturbed import forward_with, word_embeddings, word_table
 from .roast import ROAST, SelectiveOnly
@@ -20,7 +21,7 @@ class WordDropout(Method):
 
     paper = "Guo et al., Sequence-level mixed sample data augmentation, EMNLP 2020 (its baseline word dropout)"
 
-    probability: float = 0.1
+    probability: float = option(0.1, most=1)
 
     def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"]
@@ -39,9 +40,9 @@ class WordLevelRoast(SelectiveOnly):
 
     paper = ROAST + "; ablation"
 
-    consistency_weight: float = 0.01
-    adversarial_weight: float = 1.0
-    exchanged_share: float = 0.15
+    consistency_weight: float = option(0.01)
+    adversarial_weight: float = option(1.0)
+    exchanged_share: float = option(0.15, most=1)
 
     def loss(self, training: Training, batch: dict[str, Tensor]) -> Tensor:
         model = training.model

@@ -88,3 +88,10 @@ def test_bad_arguments_are_named(tmp_path: Path, sentiment_folder: Path, capsys:
     )
     assert "plain has no option 'speed'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", ["-1", "nan", "inf", "long"])
+def test_an_impossible_step_size_is_named(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        step_sizes.main(["--step-sizes", size])
+    assert f"--step-sizes: {size} is not a" in capsys.readouterr().err.replace("'", "")

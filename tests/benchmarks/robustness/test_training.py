@@ -176,10 +176,45 @@ def test_in_bfloat16_every_method_starts_from_losses_close_to_those_in_float32(
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2e-2)
 
 
-def test_an_unknown_precision_is_named(model_folder: Path, suite: Suite) -> None:
-    classifier = load_classifier(str(model_folder), SENTIMENT, 32, 0)
-    with pytest.raises(UserError, match="precision 'float16' is unknown; known: float32, bfloat16"):
-        train(classifier, create_method("plain", SENTIMENT, {}), suite.train, Recipe(precision="float16"), 0)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; give a whole number from 1"),
+        ({"batch_size": "many"}, "batch_size is 'many'; give a whole number from 1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; give a whole number from 1"),
+        ({"learning_rate": -1}, "learning_rate is -1; give a number from 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; give a number from 0"),
+        ({"weight_decay": True}, "weight_decay is True; give a number from 0"),
+        ({"warmup_share": 1.5}, "warmup_share is 1.5; give a number from 0 to 1"),
+        ({"betas": 0.9}, "betas is 0.9; give a list"),
+        ({"betas": [0.9]}, r"betas is \[0.9\]; give two numbers from 0 to less than 1"),
+        ({"betas": [0.9, 1]}, r"betas is \[0.9, 1\]; give two numbers"),
+        ({"precision": "float16"}, "precision 'float16' is unknown; known: float32, bfloat16"),
+    ],
+    ids=lambda each: "-".join(map(str, each.items())) if isinstance(each, dict) else "",
+)
+def test_an_impossible_recipe_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Recipe(**change)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("roast", {"alpha": "much"}, "method 'roast': alpha is 'much'; give a number"),
+        ("roast", {"rescale": 1}, "method 'roast': rescale is 1; give true or false"),
+        ("roast", {"norm": 2}, "method 'roast': norm is 2; give a word"),
+        ("roast", {"embedding": 2}, "method 'roast': embedding is 2; give a word or null"),
+        ("freelb", {"steps": 0}, "method 'freelb': steps is 0; give a whole number from 1"),
+        ("child_tuning_f", {"keep_probability": 0}, "keep_probability is 0; give a number from 0.001 to 1"),
+        ("child_tuning_d", {"kept_share": 2}, "kept_share is 2; give a number from 0 to 1"),
+        ("word_dropout", {"probability": -0.1}, "probability is -0.1; give a number from 0 to 1"),
+        ("wconsol", {"strength": math.inf}, "strength is inf; give a number from 0"),
+    ],
+)
+def test_an_impossible_option_of_a_method_is_named(name: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_method(name, SENTIMENT, change)
 
 
 class Diverging(Method):

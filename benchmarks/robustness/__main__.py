@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .arguments import not_negative, positive
 from .data import TASKS
 from .errors import UserError
 from .files import write_json
@@ -97,22 +98,6 @@ def make_parser() -> argparse.ArgumentParser:
     defaults = Settings(data=os.environ.get("ROAST_DATA", Settings.data))
     parser.set_defaults(**asdict(defaults))
     return parser
-
-
-def positive(text: str) -> int:
-    if (number := not_negative(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
-def not_negative(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return number
 
 
 if __name__ == "__main__":

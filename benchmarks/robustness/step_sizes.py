@@ -8,7 +8,6 @@ then perturbs validation rows, before and after.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from roast_optim import AdversarialEmbedding
 
-from .__main__ import not_negative, positive
+from .arguments import length, not_negative, positive
 from .data import TASKS, EvaluationSet
 from .errors import UserError
 from .files import atomic_write
@@ -165,20 +164,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--train-rows", type=positive, metavar="N", default=2000, help="rows that are trained on")
     add("--eval-rows", type=positive, metavar="N", default=400, help="validation rows that are perturbed")
     add("--seed", type=not_negative, metavar="N", default=100, help="of the training")
-    add("--step-sizes", type=size, nargs="+", metavar="SIZE", default=STEP_SIZES, help="in units of the embeddings")
+    add("--step-sizes", type=length, nargs="+", metavar="SIZE", default=STEP_SIZES, help="in units of the embeddings")
     add("--set", dest="changes", nargs="+", metavar="KEY=VALUE", default=(), help="options of the recipe")
     add("--output", type=Path, metavar="DIR", default=Path("build/step-sizes"), help="where the table goes")
     return parser
-
-
-def size(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number from 0 up")
-    return number
 
 
 if __name__ == "__main__":

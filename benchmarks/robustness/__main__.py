@@ -13,7 +13,7 @@ from rich.console import Console
 
 from .arguments import not_negative, positive
 from .data import TASKS
-from .errors import UserError
+from .errors import UserError, tell
 from .files import write_json
 from .methods import METHODS
 from .models import MINILM
@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = run_study(settings, console)
         report(settings, rows, console)
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return tell(error)
     except KeyboardInterrupt:
         console.print(f"\nStopped. Finished runs are kept in {RUNS}; without --restart they are not done again.")
         return INTERRUPTED
@@ -52,7 +51,8 @@ def report(settings: Settings, rows: Sequence[Row], console: Console) -> None:
     chosen = {**asdict(settings), "output": str(settings.output)}
     methods = {each.method: each.as_json() for each in summaries}
     write_json(settings.output / RESULTS, {"settings": chosen, "methods": methods, "runs": list(rows)})
-    shown = [row for row in rows if row["method"] in ("plain", "roast")] or rows
+    runs = {method: [row for row in rows if row["method"] == method] for method in methods}
+    shown = {method: found for method, found in runs.items() if method in ("plain", "roast")} or runs
     reliability_diagram(settings.output / RELIABILITY, shown)
     console.print(f"Written to {settings.output}: {RESULTS}, {RELIABILITY}, {RUNS}")
 

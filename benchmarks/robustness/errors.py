@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
+FAILED = 2  # the exit status of a command that could not use what it was given
+
 
 class UserError(ValueError):
     """What was given cannot be used. The message names it and what would be right; the command shows no traceback."""
+
+
+def tell(error: UserError) -> int:
+    """Print the error on stderr, and return the command's exit status."""
+    Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return FAILED

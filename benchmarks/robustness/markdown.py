@@ -67,8 +67,8 @@ def sets_table(runs: Runs) -> str:
     names = list(dict.fromkeys(name for values in found.values() for name in values))
     lines = [header("Method", *names, "Worst group")]
     for label, values in found.items():
-        cells = (f"{100 * values[name]:.1f}" if name in values else "-" for name in names)
-        lines.append(row_of(label, *cells, f"{100 * worst_group(runs[label]):.1f}"))
+        cells = (percent(values.get(name)) for name in names)
+        lines.append(row_of(label, *cells, percent(worst_group(runs[label]))))
     return "\n".join(lines)
 
 

@@ -24,19 +24,18 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
 
 
-def reliability_diagram(path: Path, rows: Sequence[Row]) -> bool:
-    """One panel per method: how often predictions of a confidence are right.
+def reliability_diagram(path: Path, runs: Mapping[str, Sequence[Row]]) -> bool:
+    """One panel per label of `runs`: how often predictions of a confidence are right.
 
     The rows of all labelled sets and all seeds are pooled, and no temperature is applied; the calibration error of the
     panel's title therefore differs from the table's.
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    if not methods:
+    if not runs:
         return False
-    figure = Figure(figsize=(3.6 * len(methods), 3.8))
-    panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
-    for panel, method in zip(panels, methods, strict=True):
-        draw_reliability(panel, method, pooled_bins([row for row in rows if row["method"] == method]))
+    figure = Figure(figsize=(3.6 * len(runs), 3.8))
+    panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+    for panel, (label, rows) in zip(panels, runs.items(), strict=True):
+        draw_reliability(panel, label, pooled_bins(rows))
     panels[0].set_ylabel("share of right predictions")
     save(figure, path)
     return True
@@ -48,7 +47,7 @@ def pooled_bins(rows: Sequence[Row]) -> Bins:
     return {key: numpy.sum([each[key] for each in found], axis=0) for key in ("rows", "confidence", "right")}
 
 
-def draw_reliability(panel: Axes, method: str, bins: Bins) -> None:
+def draw_reliability(panel: Axes, label: str, bins: Bins) -> None:
     filled = bins["rows"] > 0
     count = bins["rows"][filled]
     confidence, right = bins["confidence"][filled] / count, bins["right"][filled] / count
@@ -59,7 +58,7 @@ def draw_reliability(panel: Axes, method: str, bins: Bins) -> None:
     panel.scatter(confidence, right, s=sizes, color=RED, zorder=3, label="mean confidence (size: rows)")
     panel.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="calibrated")
     panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence")
-    panel.set_title(f"{method}: {100 * right @ count / count.sum():.1f}% right, ECE {100 * error:.1f}%", fontsize=10)
+    panel.set_title(f"{label}: {100 * right @ count / count.sum():.1f}% right, ECE {100 * error:.1f}%", fontsize=10)
     panel.legend(fontsize=7, loc="upper left")
 
 

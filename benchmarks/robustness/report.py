@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from . import pictures
-from .errors import UserError
+from .errors import UserError, tell
 from .files import atomic_write
 from .markdown import (
     Runs,
@@ -38,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [row for path in options.runs for row in read_existing(path)]
         write_report(rows, options.output)
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return tell(error)
     Console().print(f"Written to {options.output}")
     return 0
 
@@ -90,13 +89,15 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     """Markdown of the final runs of one task and model; the pictures are written beside it as NAME-KIND.png."""
     everything = [row for seeds in runs.values() for row in seeds.values()]
     first = everything[0]
+    plain_and_roast = {label: [*seeds.values()] for label, seeds in runs.items() if label in ("plain", *roasts(runs))}
+    over_plain = improvements(runs, runs.get("plain", {}))
     parts = [
         f"{first['train_rows']} training rows, {first['epochs']} epochs, seeds per method: "
         f"{min(map(len, runs.values()))} to {max(map(len, runs.values()))}. Scores in percent, with 95% confidence "
         "intervals of a bootstrap over seeds; best **bold**, second _italic_.\n",
         scores_table(runs),
         "\nRelative improvement over plain: how much of plain's distance to the best value is closed, in percent.\n",
-        improvement_table(improvements(runs, runs.get("plain", {}))),
+        improvement_table(over_plain),
         *roast_over_the_others(runs),
         "\nAccuracy per set, and of the worst group (by label, length or rare words; mean over the sets).\n",
         sets_table(runs),
@@ -110,8 +111,8 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     ]
     paths = {kind: output / f"{name}-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance")}
     drawn = {
-        "reliability": pictures.reliability_diagram(paths["reliability"], two(everything)),
-        "improvement": pictures.improvement_bars(paths["improvement"], improvements(runs, runs.get("plain", {}))),
+        "reliability": pictures.reliability_diagram(paths["reliability"], plain_and_roast),
+        "improvement": pictures.improvement_bars(paths["improvement"], over_plain),
         "shift": pictures.set_bars(paths["shift"], set_accuracies(runs, "shift")),
         "distance": pictures.distance_curves(paths["distance"], runs),
     }
@@ -119,13 +120,26 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
 
 
 def roast_over_the_others(runs: Runs) -> list[str]:
-    """Markdown: what RoAST gains over each method, which for an ablation is what the changed part is worth."""
-    others = [label for label in runs if label not in ("plain", "roast")]
-    if "roast" not in runs or not others:
-        return []
-    gains = {label: improvements({"roast": runs["roast"]}, runs[label])["roast"] for label in others}
-    title = "\nRelative improvement of RoAST over each of the other methods, on the seeds that both have, in percent.\n"
-    return [title, improvement_table(gains)]
+    """Markdown: what RoAST gains over each method, which for an ablation is what the changed part is worth.
+
+    Where it ran with several settings, there is a table for each.
+    """
+    parts = []
+    for roast in roasts(runs):
+        others = {label: seeds for label, seeds in runs.items() if label not in ("plain", roast)}
+        if others:
+            gains = {label: improvements({roast: runs[roast]}, seeds)[roast] for label, seeds in others.items()}
+            parts += [
+                f"\nRelative improvement of {roast} over each of the other methods, on the seeds that both have, in "
+                "percent.\n",
+                improvement_table(gains),
+            ]
+    return parts
+
+
+def roasts(runs: Runs) -> list[str]:
+    """The labels under which RoAST ran."""
+    return [label for label, seeds in runs.items() if next(iter(seeds.values()))["method"] == "roast"]
 
 
 def trials(tuning: Sequence[Row], output: Path, name: str) -> list[str]:
@@ -138,10 +152,6 @@ def trials(tuning: Sequence[Row], output: Path, name: str) -> list[str]:
     ]
     path = output / f"{name}-alpha-beta.png"
     return parts + ([f"![alpha-beta]({path.name})\n"] if pictures.alpha_beta_map(path, tuning) else [])
-
-
-def two(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["method"] in ("plain", "roast")]
 
 
 if __name__ == "__main__":

@@ -23,18 +23,17 @@ from roast_optim import AdversarialEmbedding
 
 from .arguments import length, not_negative, positive
 from .data import TASKS, EvaluationSet
-from .errors import UserError
+from .errors import UserError, tell
 from .files import atomic_write
 from .markdown import header, row_of
-from .models import MINILM, Classifier, load_classifier
+from .models import MINILM, PREDICTION_BATCH, Classifier, load_classifier
 from .progress import ProgressBar
 from .settings import Settings, method_settings
 from .sources import load_suite
+from .table import percent
 from .training import train
 
 STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
-BATCH = 16  # rows
-MAX_LENGTH = 128  # tokens
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,13 @@ class Effect:
 def measure_effect(classifier: Classifier, rows: EvaluationSet, step_size: float) -> Effect:
     """Perturb the output of the embedding block for labelled rows, without dropout; the model does not change."""
     adversary = AdversarialEmbedding(classifier.model, step_size=step_size)
-    labels = rows.rows["label"][:]
-    features = classifier.encode(rows.texts())
+    encoded = zip(classifier.encode(rows.texts()), rows.rows["label"][:], strict=True)
+    features = [{**each, "labels": label} for each, label in encoded]
     totals = torch.zeros(5, dtype=torch.float64)
     tokens = 0
     with recorded(classifier, adversary.embedding_name) as (embeddings, logits):
-        for start in range(0, len(features), BATCH):
-            chosen = [{**features[row], "labels": labels[row]} for row in range(len(features))[start : start + BATCH]]
+        for start in range(0, len(features), PREDICTION_BATCH):
+            chosen = features[start : start + PREDICTION_BATCH]
             batch = classifier.collate(chosen)
             embeddings.clear()
             logits.clear()
@@ -107,7 +106,7 @@ def effects_table(stages: dict[str, list[Effect]]) -> str:
     for stage, effects in stages.items():
         for each in effects:
             losses = (f"{each.loss:.2f}", f"{each.perturbed_loss:.2f}")
-            accuracies = (f"{100 * each.accuracy:.1f}", f"{100 * each.perturbed_accuracy:.1f}")
+            accuracies = (percent(each.accuracy), percent(each.perturbed_accuracy))
             lines.append(row_of(stage, f"{each.step_size:g}", f"{each.relative_length:.3f}", *losses, *accuracies))
     return "\n".join(lines)
 
@@ -119,8 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         console.print(f"Written to {write_effects(options, console)}")
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return tell(error)
     return 0
 
 
@@ -130,7 +128,7 @@ def write_effects(options: argparse.Namespace, console: Console) -> Path:
     )
     task = TASKS[options.task]
     suite = load_suite(options.data, task, None).sampled(options.train_rows, options.eval_rows)
-    classifier = load_classifier(options.model, task, MAX_LENGTH, options.seed)
+    classifier = load_classifier(options.model, task, Settings.max_length, options.seed)
 
     def effects() -> list[Effect]:
         return [measure_effect(classifier, suite.validation, step_size) for step_size in options.step_sizes]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .runs import Row
+from .table import percent
 
-LEARNED = 0.03
+LEARNED = 0.03  # of accuracy
 
 
 def validation_score(row: Row) -> float:
@@ -39,12 +40,12 @@ def tuning_table(rows: Sequence[Row]) -> str:
     for method in best:
         trials = [row for row in rows if row["method"] == method]
         for row in sorted(trials, key=validation_score, reverse=True):
-            attacked = "-" if row["acc_adv"] is None else f"{100 * row['acc_adv']:.1f}"
-            mean = f"{100 * validation_score(row):.1f}"
+            mean = percent(validation_score(row))
             if row is best[method]:
                 mean = f"**{mean}**"
             lines.append(
-                f"| {method} | {settings_that_vary(row, rows)} | {100 * row['acc_in']:.1f} | {attacked} | {mean} |"
+                f"| {method} | {settings_that_vary(row, rows)} | {percent(row['acc_in'])} | {percent(row['acc_adv'])} "
+                f"| {mean} |"
             )
     return "\n".join(lines)
 

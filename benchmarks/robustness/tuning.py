@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .runs import Row
+from .runs import Row, settings_of
 from .table import percent
 
 LEARNED = 0.03  # of accuracy
@@ -51,10 +51,11 @@ def tuning_table(rows: Sequence[Row]) -> str:
 
 
 def settings_that_vary(row: Row, rows: Sequence[Row]) -> str:
-    """The settings of a run that are not the same in all runs that have them."""
+    """The settings of a run, rows and epochs among them, that are not the same in all runs that have them."""
+    settings = [settings_of(each) for each in rows]
 
     def varies(key: str) -> bool:
-        values: list[Any] = [each["options"][key] for each in rows if key in each["options"]]
+        values: list[Any] = [each[key] for each in settings if key in each]
         return any(value != values[0] for value in values)
 
-    return ", ".join(f"{key} {value}" for key, value in row["options"].items() if varies(key))
+    return ", ".join(f"{key} {value}" for key, value in settings_of(row).items() if varies(key))

@@ -13,6 +13,8 @@ def trial(method: str, learning_rate: float, accuracy: float, attacked: float | 
     return {
         "method": method,
         "options": {"learning_rate": learning_rate, "batch_size": 16, **options},
+        "train_rows": 2000,
+        "epochs": 3,
         "acc_in": accuracy,
         "acc_adv": attacked,
     }
@@ -54,3 +56,9 @@ def test_the_table_has_every_trial_with_what_varies_and_marks_the_best() -> None
         "| roast | learning_rate 1e-05, alpha 0.6 | 70.0 | 30.0 | **50.0** |",
         "| roast | learning_rate 1e-05, alpha 0.9 | 70.0 | 20.0 | 45.0 |",
     ]
+
+
+def test_the_table_tells_trials_with_more_rows_or_epochs_apart() -> None:
+    longer = {**TRIALS[0], "train_rows": 6000, "epochs": 2}
+    settings = [line.split(" | ")[1] for line in tuning_table([TRIALS[0], longer]).splitlines()[2:]]
+    assert settings == ["rows 2000, epochs 3", "rows 6000, epochs 2"]

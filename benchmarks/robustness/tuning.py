@@ -36,26 +36,23 @@ def best_trials(rows: Sequence[Row]) -> dict[str, Row]:
 def tuning_table(rows: Sequence[Row]) -> str:
     """Markdown: every trial with what its settings have of their own, the best of each method in bold."""
     best = best_trials(rows)
+    varying = varying_settings(rows)
     lines = ["| Method | Settings | Accuracy | Under attack | Mean |", "| --- | --- | ---: | ---: | ---: |"]
     for method in best:
         trials = [row for row in rows if row["method"] == method]
         for row in sorted(trials, key=validation_score, reverse=True):
+            settings = ", ".join(f"{name} {value}" for name, value in settings_of(row).items() if name in varying)
             mean = percent(validation_score(row))
             if row is best[method]:
                 mean = f"**{mean}**"
-            lines.append(
-                f"| {method} | {settings_that_vary(row, rows)} | {percent(row['acc_in'])} | {percent(row['acc_adv'])} "
-                f"| {mean} |"
-            )
+            lines.append(f"| {method} | {settings} | {percent(row['acc_in'])} | {percent(row['acc_adv'])} | {mean} |")
     return "\n".join(lines)
 
 
-def settings_that_vary(row: Row, rows: Sequence[Row]) -> str:
-    """The settings of a run, rows and epochs among them, that are not the same in all runs that have them."""
-    settings = [settings_of(each) for each in rows]
-
-    def varies(key: str) -> bool:
-        values: list[Any] = [each[key] for each in settings if key in each]
-        return any(value != values[0] for value in values)
-
-    return ", ".join(f"{key} {value}" for key, value in settings_of(row).items() if varies(key))
+def varying_settings(rows: Sequence[Row]) -> set[str]:
+    """The names of settings, rows and epochs among them, that are not the same in all runs that have them."""
+    values: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in settings_of(row).items():
+            values.setdefault(name, []).append(value)
+    return {name for name, mine in values.items() if any(value != mine[0] for value in mine)}

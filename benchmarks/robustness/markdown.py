@@ -50,6 +50,16 @@ def improvement_table(found: Mapping[str, Mapping[str, Interval | None]]) -> str
     return "\n".join(lines)
 
 
+def calibration_and_anomalies_table(runs: Runs) -> str:
+    """Methods by both calibration errors and three scores of anomaly detection: means over sets and seeds."""
+    titles = {"ece_top_label": "ECE, no temperature", "ece": "ECE", "auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR95"}
+    lines = [header("Method", *titles.values())]
+    for label, seeds in runs.items():
+        sets = [scores for row in seeds.values() for scores in row["per_set"].values()]
+        lines.append(row_of(label, *(percent(mean([each.get(key) for each in sets])) for key in titles)))
+    return "\n".join(lines)
+
+
 def set_accuracies(runs: Runs, *roles: str) -> dict[str, dict[str, float]]:
     """Label -> set -> mean accuracy."""
     return {

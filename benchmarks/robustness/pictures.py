@@ -9,6 +9,7 @@ import numpy
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .files import atomic_write
 from .metrics import BINS
@@ -17,6 +18,7 @@ from .summary import Interval
 
 Bins = Mapping[str, numpy.ndarray]
 BLUE, RED = "#4878a8", "#d1495b"
+COLOURS = 20  # of the colour map for lines
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -58,51 +60,54 @@ def draw_reliability(panel: Axes, label: str, bins: Bins) -> None:
     panel.scatter(confidence, right, s=sizes, color=RED, zorder=3, label="mean confidence (size: rows)")
     panel.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="calibrated")
     panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence")
-    panel.set_title(f"{label}: {100 * right @ count / count.sum():.1f}% right, ECE {100 * error:.1f}%", fontsize=10)
+    panel.set_title(f"{label}\n{100 * right @ count / count.sum():.1f}% right, ECE {100 * error:.1f}%", fontsize=10)
     panel.legend(fontsize=7, loc="upper left")
 
 
 def improvement_bars(path: Path, improvements: Mapping[str, Mapping[str, Interval | None]]) -> bool:
-    """Relative improvement over plain: a group of bars per perspective, a bar with its interval per method."""
+    """Relative improvement over plain: a panel per perspective, a bar with its interval per method."""
     if not improvements:
         return False
     titles = list(next(iter(improvements.values())))
-    figure = Figure(figsize=(max(6.0, 0.22 * len(titles) * len(improvements)), 4))
-    panel = figure.subplots()
-    width = 0.8 / len(improvements)
-    for number, (label, values) in enumerate(improvements.items()):
-        shown = [(place, each) for place, each in enumerate(values[title] for title in titles) if each is not None]
-        places = [place - 0.4 + (number + 0.5) * width for place, _ in shown]
-        panel.bar(places, [100 * each.value for _, each in shown], width, label=label, color=colour(number))
-        for place, (_, each) in zip(places, shown, strict=True):
-            if each.low is not None and each.high is not None:
-                panel.plot([place, place], [100 * each.low, 100 * each.high], color="black", linewidth=1)
-    panel.axhline(0, color="black", linewidth=0.8)
-    panel.set_xticks(range(len(titles)), titles)
-    panel.set_ylabel("relative improvement over plain (%)")
-    panel.legend(fontsize=7, ncols=2)
+    figure, panels = panels_of_methods(titles, list(improvements), "relative improvement over plain (%)")
+    for panel, title in zip(panels, titles, strict=True):
+        panel.axvline(0, color="black", linewidth=0.8)
+        for place, values in enumerate(improvements.values()):
+            if (each := values[title]) is not None:
+                panel.barh(place, 100 * each.value, color=BLUE)
+                if each.low is not None and each.high is not None:
+                    panel.plot([100 * each.low, 100 * each.high], [place, place], color="black", linewidth=1)
     save(figure, path)
     return True
 
 
-def set_bars(path: Path, accuracies: Mapping[str, Mapping[str, float]]) -> bool:
-    """Accuracy on each set: a group of bars per set, a bar per method."""
+def set_points(path: Path, accuracies: Mapping[str, Mapping[str, float]]) -> bool:
+    """Accuracy on each set: a panel per set, a point per method; a line is at the first method's."""
     names = list(dict.fromkeys(name for values in accuracies.values() for name in values))
     if not names:
         return False
-    figure = Figure(figsize=(max(6.0, 0.14 * len(names) * len(accuracies)), 4))
-    panel = figure.subplots()
-    width = 0.8 / len(accuracies)
-    for number, (label, values) in enumerate(accuracies.items()):
-        places = [names.index(name) - 0.4 + (number + 0.5) * width for name in values]
-        panel.bar(places, [100 * value for value in values.values()], width, label=label, color=colour(number))
-    panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    least = min(value for values in accuracies.values() for value in values.values())
-    panel.set_ylim(max(0.0, 100 * least - 5), 100)
-    panel.set_ylabel("accuracy (%)")
-    panel.legend(fontsize=7, ncols=2)
+    figure, panels = panels_of_methods(names, list(accuracies), "accuracy (%)")
+    for panel, name in zip(panels, names, strict=True):
+        found = [(100 * values[name], place) for place, values in enumerate(accuracies.values()) if name in values]
+        panel.axvline(found[0][0], color="black", linewidth=0.8)
+        panel.scatter(*zip(*found, strict=True), color=BLUE)
     save(figure, path)
     return True
+
+
+def panels_of_methods(titles: Sequence[str], labels: Sequence[str], measure: str) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with a panel per title, side by side, and a line per method in all of them, from top to bottom."""
+    figure = Figure(figsize=(1.6 * len(titles) + 1.5, 0.24 * len(labels) + 1), layout="constrained")
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_title(title, fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+        panel.set_axisbelow(True)
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].invert_yaxis()
+    figure.supxlabel(measure, fontsize=9)
+    return figure, panels
 
 
 def distance_curves(path: Path, runs: Mapping[str, Mapping[int, Row]]) -> bool:
@@ -114,14 +119,16 @@ def distance_curves(path: Path, runs: Mapping[str, Mapping[int, Row]]) -> bool:
     if not measured:
         return False
     kinds = {"l2": "L2 distance", "share_moved": "share of elements moved", "cka": "CKA", "cosine": "cosine"}
-    figure = Figure(figsize=(3.2 * len(kinds), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(kinds) + 2, max(3.2, 0.18 * len(measured))), layout="constrained")
     for panel, (kind, title) in zip(figure.subplots(1, len(kinds)), kinds.items(), strict=True):
         for number, (label, trajectories) in enumerate(measured.items()):
             epochs = [point["epoch"] for point in trajectories[0]]
             means = numpy.mean([[point[kind] for point in each] for each in trajectories], axis=0)
-            panel.plot(epochs, means, marker="o", markersize=3, label=label, color=colour(number))
+            style = "-" if number < COLOURS else "--"
+            panel.plot(epochs, means, style, marker="o", markersize=3, label=label, color=colour(number))
         panel.set(xlabel="epochs", title=title)
-    figure.axes[0].legend(fontsize=6)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     save(figure, path)
     return True
 
@@ -156,5 +163,5 @@ def alpha_beta_map(path: Path, rows: Sequence[Row]) -> bool:
 
 
 def colour(number: int) -> tuple[float, ...]:
-    """The colour of a method by its place."""
-    return tuple(colormaps["tab20"](number % 20))
+    """The colour of a method by its place; after COLOURS of them they begin again."""
+    return tuple(colormaps["tab20"](number % COLOURS))

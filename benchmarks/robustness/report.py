@@ -14,6 +14,7 @@ from .errors import UserError, tell
 from .files import atomic_write
 from .markdown import (
     Runs,
+    calibration_and_anomalies_table,
     distance_table,
     groups_table,
     improvement_table,
@@ -91,14 +92,19 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     first = everything[0]
     plain_and_roast = {label: [*seeds.values()] for label, seeds in runs.items() if label in ("plain", *roasts(runs))}
     over_plain = improvements(runs, runs.get("plain", {}))
+    counts = sorted({len(seeds) for seeds in runs.values()})
     parts = [
         f"{first['train_rows']} training rows, {first['epochs']} epochs, seeds per method: "
-        f"{min(map(len, runs.values()))} to {max(map(len, runs.values()))}. Scores in percent, with 95% confidence "
+        f"{' or '.join(map(str, counts))}. Scores in percent, with 95% confidence "
         "intervals of a bootstrap over seeds; best **bold**, second _italic_.\n",
         scores_table(runs),
         "\nRelative improvement over plain: how much of plain's distance to the best value is closed, in percent.\n",
         improvement_table(over_plain),
         *roast_over_the_others(runs),
+        "\nCalibration error with the model's own confidences and, as above, with a temperature chosen by "
+        "cross-validation; and three measures of how the largest probability tells anomalies from the in-distribution "
+        "set. Of both calibration errors and the false positive rate at 95% true positives (FPR95) less is better.\n",
+        calibration_and_anomalies_table(runs),
         "\nAccuracy per set, and of the worst group (by label, length or rare words; mean over the sets).\n",
         sets_table(runs),
         "\nAccuracy by group, the mean over the sets: thirds of each set by number of words, and by the share of words "
@@ -113,7 +119,7 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     drawn = {
         "reliability": pictures.reliability_diagram(paths["reliability"], plain_and_roast),
         "improvement": pictures.improvement_bars(paths["improvement"], over_plain),
-        "shift": pictures.set_bars(paths["shift"], set_accuracies(runs, "shift")),
+        "shift": pictures.set_points(paths["shift"], set_accuracies(runs, "shift")),
         "distance": pictures.distance_curves(paths["distance"], runs),
     }
     return parts + [f"![{kind}]({paths[kind].name})\n" for kind, done in drawn.items() if done]

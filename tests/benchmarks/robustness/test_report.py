@@ -20,6 +20,7 @@ def run(method: str, seed: int, accuracy: float, **changes: Any) -> dict[str, An
         "rows": 4,
         "accuracy": accuracy,
         "ece": 0.1,
+        "ece_top_label": 0.2,
         "reliability": BINS,
         "worst_group": accuracy / 2,
         "groups": {"label": {"negative": accuracy / 2}, "rare_words": {"low": accuracy}},
@@ -28,7 +29,11 @@ def run(method: str, seed: int, accuracy: float, **changes: Any) -> dict[str, An
         "purpose": "final", "task": "sentiment", "method": method, "model": "some/tiny", "seed": seed,
         "options": {"learning_rate": 1e-5}, "train_rows": 64, "epochs": 3,
         "acc_in": accuracy, "acc_shift": accuracy, "acc_adv": accuracy, "ece": 1 - accuracy, "auroc": None,
-        "per_set": {"test": {"role": "in_distribution", **labelled}, "imdb": {"role": "shift", **labelled}},
+        "per_set": {
+            "test": {"role": "in_distribution", **labelled},
+            "imdb": {"role": "shift", **labelled},
+            "elsewhere": {"role": "anomaly", "rows": 4, "auroc": 0.7, "aupr": 0.6, "fpr95": 0.9},
+        },
         "seconds": 10.0 if method == "plain" else 25.0, "torch": "2.13.0", "commit": None,
         "trajectory": [{"epoch": n, "l2": n, "share_moved": 0.1 * n, "cka": 1 - 0.1 * n, "cosine": 1} for n in (0, 1)],
         **changes,
@@ -99,6 +104,9 @@ def test_a_report_has_tables_and_pictures(tmp_path: Path) -> None:
     assert "| plain | _80.0_ (78.0 to 82.0) |" in text
     assert "| 25 | 2.50 |" in text
     assert "**25.0**" in text
+    assert "seeds per method: 3. " in text
+    assert "| Method | ECE, no temperature | ECE | AUROC | AUPR | FPR95 |" in text
+    assert "| plain | 20.0 | 10.0 | 70.0 | 60.0 | 90.0 |" in text
     assert "| Method | label: negative | rare words: low |" in text
     assert "| roast | 42.5 | 85.0 |" in text
     assert "| Method | L2 1 | moved 1 | CKA 1 |" in text

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .runs import Row
-from .summary import PERSPECTIVES, Interval, Perspective, improvement_interval, mean, score_interval
+from .summary import (
+    PERSPECTIVES,
+    Interval,
+    Perspective,
+    improvement_interval,
+    mean,
+    score_interval,
+    set_score_interval,
+)
 from .table import percent
 
 Runs = Mapping[str, Mapping[int, Row]]  # label of a method -> seed -> its run
@@ -51,12 +59,17 @@ def improvement_table(found: Mapping[str, Mapping[str, Interval | None]]) -> str
 
 
 def calibration_and_anomalies_table(runs: Runs) -> str:
-    """Methods by both calibration errors and three scores of anomaly detection: means over sets and seeds."""
-    titles = {"ece_top_label": "ECE, no temperature", "ece": "ECE", "auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR95"}
-    lines = [header("Method", *titles.values())]
-    for label, seeds in runs.items():
-        sets = [scores for row in seeds.values() for scores in row["per_set"].values()]
-        lines.append(row_of(label, *(percent(mean([each.get(key) for each in sets])) for key in titles)))
+    """Methods by both calibration errors and three scores of anomaly detection, means over sets and seeds."""
+    scores = (
+        Perspective("ece_top_label", "ECE, no temperature", 0.0),
+        Perspective("ece", "ECE", 0.0),
+        Perspective("auroc", "AUROC", 1.0),
+        Perspective("aupr", "AUPR", 1.0),
+        Perspective("fpr95", "FPR95", 0.0),
+    )
+    columns = {each: {label: set_score_interval(seeds, each.key) for label, seeds in runs.items()} for each in scores}
+    lines = [header("Method", *(each.title for each in scores))]
+    lines += [row_of(label, *(marked(values, label, each.best) for each, values in columns.items())) for label in runs]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from .markdown import (
     set_accuracies,
     sets_table,
 )
+from .methods import METHODS
 from .runs import Row, read_runs, settings_of
 from .tuning import LEARNED, tuning_table
 
@@ -51,12 +52,14 @@ def read_existing(path: Path) -> list[Row]:
 
 
 def write_report(rows: Sequence[Row], output: Path) -> None:
-    """A section with tables and pictures per task and model.
+    """A section with tables and pictures per task and model; methods come in the order in which METHODS has them.
 
     Raises:
         UserError: no run has the purpose final or tuning.
     """
+    order = {method: place for place, method in enumerate(METHODS)}
     reported = [row for row in rows if row["purpose"] in ("final", "tuning")]
+    reported.sort(key=lambda row: order.get(row["method"], len(order)))
     if not reported:
         raise UserError("no run with purpose final or tuning; nothing to report")
     parts = ["# Robustness\n"]

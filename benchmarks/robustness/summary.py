@@ -105,6 +105,12 @@ def score_interval(runs: Mapping[int, Row], key: str) -> Interval | None:
     return bootstrap(lambda seeds: mean([runs[seed][key] for seed in seeds]), list(runs))
 
 
+def set_score_interval(runs: Mapping[int, Row], key: str) -> Interval | None:
+    """The mean over the seeds of a method of a score's mean over the sets that have it; None if none has."""
+    found = {seed: mean([scores.get(key) for scores in row["per_set"].values()]) for seed, row in runs.items()}
+    return bootstrap(lambda seeds: mean([found[seed] for seed in seeds]), list(found))
+
+
 def improvement_interval(
     runs: Mapping[int, Row], plain: Mapping[int, Row], perspectives: Sequence[Perspective] = PERSPECTIVES
 ) -> Interval | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def run(method: str, seed: int, accuracy: float, **changes: Any) -> dict[str, An
         "rows": 4,
         "accuracy": accuracy,
         "ece": 0.1,
-        "ece_top_label": 0.2,
+        "ece_top_label": 1 - accuracy,
         "reliability": BINS,
         "worst_group": accuracy / 2,
         "groups": {"label": {"negative": accuracy / 2}, "rare_words": {"low": accuracy}},
@@ -106,7 +107,9 @@ def test_a_report_has_tables_and_pictures(tmp_path: Path) -> None:
     assert "**25.0**" in text
     assert "seeds per method: 3. " in text
     assert "| Method | ECE, no temperature | ECE | AUROC | AUPR | FPR95 |" in text
-    assert "| plain | 20.0 | 10.0 | 70.0 | 60.0 | 90.0 |" in text
+    detection = " | ".join(f"**{score}** ({score} to {score})" for score in ("10.0", "70.0", "60.0", "90.0"))
+    assert f"| plain | _20.0_ (18.0 to 22.0) | {detection}" in text
+    assert f"| roast | **15.0** (13.0 to 17.0) | {detection}" in text
     assert "| Method | label: negative | rare words: low |" in text
     assert "| roast | 42.5 | 85.0 |" in text
     assert "| Method | L2 1 | moved 1 | CKA 1 |" in text
@@ -133,6 +136,13 @@ def test_variants_of_a_method_are_told_apart_by_what_differs() -> None:
     assert list(report.by_method([*PLAIN, *ROAST, other])) == [
         "plain", "roast (learning_rate 1e-05)", "roast (learning_rate 2e-05)",
     ]  # fmt: skip
+
+
+def test_methods_are_told_in_one_order_whatever_ran_first(tmp_path: Path) -> None:
+    report.write_report([run("roast_random", 0, 0.8), *ROAST, run("of another version", 0, 0.8), *PLAIN], tmp_path)
+    table = (tmp_path / "report.md").read_text().split("Relative improvement")[0]
+    methods = re.findall(r"^\| ([a-z_ ]+) \|", table, re.MULTILINE)
+    assert methods == ["plain", "roast", "roast_random", "of another version"]
 
 
 def test_trials_alone_make_a_report_without_scores(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from .summary import Interval
 
 Bins = Mapping[str, numpy.ndarray]
 BLUE, RED = "#4878a8", "#d1495b"
+CUT = -40.0  # percent
 COLOURS = 20  # of the colour map for lines
 
 
@@ -65,7 +66,10 @@ def draw_reliability(panel: Axes, label: str, bins: Bins) -> None:
 
 
 def improvement_bars(path: Path, improvements: Mapping[str, Mapping[str, Interval | None]]) -> bool:
-    """Relative improvement over plain: a panel per perspective, a bar with its interval per method."""
+    """Relative improvement over plain: a panel per perspective, a bar with its interval per method.
+
+    A bar that goes below CUT, as that of a model which learned nothing does, is cut there and its value written on it.
+    """
     if not improvements:
         return False
     titles = list(next(iter(improvements.values())))
@@ -74,9 +78,12 @@ def improvement_bars(path: Path, improvements: Mapping[str, Mapping[str, Interva
         panel.axvline(0, color="black", linewidth=0.8)
         for place, values in enumerate(improvements.values()):
             if (each := values[title]) is not None:
-                panel.barh(place, 100 * each.value, color=BLUE)
-                if each.low is not None and each.high is not None:
+                panel.barh(place, max(100 * each.value, CUT), color=BLUE)
+                if 100 * each.value < CUT:
+                    panel.text(CUT, place, f" {100 * each.value:.0f}", color="white", fontsize=7, va="center")
+                elif each.low is not None and each.high is not None:
                     panel.plot([100 * each.low, 100 * each.high], [place, place], color="black", linewidth=1)
+        panel.set_xlim(left=max(CUT, panel.get_xlim()[0]))
     save(figure, path)
     return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from .runs import Row
 from .summary import (
@@ -23,13 +23,12 @@ def scores_table(runs: Runs) -> str:
     """Methods by perspectives, with cost."""
     plain = runs.get("plain")
     plain_seconds = mean_seconds(plain) if plain else None
-    columns = {each: {label: score_interval(seeds, each.key) for label, seeds in runs.items()} for each in PERSPECTIVES}
+    cells = marked_cells(runs, PERSPECTIVES, score_interval)
     lines = [header("Method", *(each.title for each in PERSPECTIVES), "Seconds", "Cost")]
     for label, seeds in runs.items():
         seconds = mean_seconds(seeds)
-        cells = [marked(values, label, each.best) for each, values in columns.items()]
         cost = f"{seconds / plain_seconds:.2f}" if plain_seconds else "-"
-        lines.append(row_of(label, *cells, f"{seconds:.0f}", cost))
+        lines.append(row_of(label, *cells[label], f"{seconds:.0f}", cost))
     return "\n".join(lines)
 
 
@@ -67,9 +66,9 @@ def calibration_and_anomalies_table(runs: Runs) -> str:
         Perspective("aupr", "AUPR", 1.0),
         Perspective("fpr95", "FPR95", 0.0),
     )
-    columns = {each: {label: set_score_interval(seeds, each.key) for label, seeds in runs.items()} for each in scores}
+    cells = marked_cells(runs, scores, set_score_interval)
     lines = [header("Method", *(each.title for each in scores))]
-    lines += [row_of(label, *(marked(values, label, each.best) for each, values in columns.items())) for label in runs]
+    lines += [row_of(label, *cells[label]) for label in runs]
     return "\n".join(lines)
 
 
@@ -105,6 +104,14 @@ def worst_group(seeds: Mapping[int, Row]) -> float:
 
 def mean_seconds(seeds: Mapping[int, Row]) -> float:
     return sum(float(row["seconds"]) for row in seeds.values()) / len(seeds)
+
+
+def marked_cells(
+    runs: Runs, scores: Sequence[Perspective], interval: Callable[[Mapping[int, Row], str], Interval | None]
+) -> dict[str, list[str]]:
+    """Label -> a cell per score, with the best of each score marked."""
+    columns = {each: {label: interval(seeds, each.key) for label, seeds in runs.items()} for each in scores}
+    return {label: [marked(values, label, each.best) for each, values in columns.items()] for label in runs}
 
 
 def marked(column: Mapping[str, Interval | None], label: str, best: float) -> str:

@@ -102,13 +102,19 @@ def bootstrap(statistic: Callable[[Sequence[int]], float | None], seeds: Sequenc
 
 def score_interval(runs: Mapping[int, Row], key: str) -> Interval | None:
     """The mean of a score over the seeds of a method."""
-    return bootstrap(lambda seeds: mean([runs[seed][key] for seed in seeds]), list(runs))
+    return mean_interval({seed: row[key] for seed, row in runs.items()})
 
 
 def set_score_interval(runs: Mapping[int, Row], key: str) -> Interval | None:
     """The mean over the seeds of a method of a score's mean over the sets that have it; None if none has."""
-    found = {seed: mean([scores.get(key) for scores in row["per_set"].values()]) for seed, row in runs.items()}
-    return bootstrap(lambda seeds: mean([found[seed] for seed in seeds]), list(found))
+    return mean_interval(
+        {seed: mean([scores.get(key) for scores in row["per_set"].values()]) for seed, row in runs.items()}
+    )
+
+
+def mean_interval(values: Mapping[int, float | None]) -> Interval | None:
+    """The mean of one value per seed."""
+    return bootstrap(lambda seeds: mean([values[seed] for seed in seeds]), list(values))
 
 
 def improvement_interval(

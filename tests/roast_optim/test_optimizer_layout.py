@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,17 +154,22 @@ def test_the_resident_peak_is_seen() -> None:
 
 
 def test_the_resident_peak_of_step_and_refresh_stays_below_64_megabytes_and_does_not_grow(backend: str) -> None:
-    """Whoever allocates: native code does not use torch's allocator."""
+    """Whoever allocates: native code does not use torch's allocator.
 
-    def peaks(numel: int) -> list[int]:
+    What else the process holds moves its resident memory by some MB from one call to the next, hence the medians, and
+    sizes so far apart that one byte for every element more is twice as much.
+    """
+
+    def peaks(numel: int) -> list[float]:
         parameter = torch.nn.Parameter(torch.ones(numel))
         parameter.grad = torch.ones(numel)
         optimizer = RoastAdamW([parameter], backend=backend)
         optimizer.step()
         optimizer.refresh()
-        return [peak_resident_growth(run) for run in (optimizer.step, optimizer.refresh)]
+        pairs = [(peak_resident_growth(optimizer.step), peak_resident_growth(optimizer.refresh)) for _ in range(3)]
+        return [statistics.median(growths) for growths in zip(*pairs, strict=True)]
 
-    small, large = 2 * MIB, 12 * MIB
+    small, large = 2 * MIB, 24 * MIB
     for few, many in zip(peaks(small), peaks(large), strict=True):
         assert many < 64 * 10**6
         assert many - few < large - small  # less than one byte for every element more

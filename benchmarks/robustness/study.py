@@ -87,6 +87,7 @@ def planned(settings: Settings, suite: Suite, methods: list[MethodSettings]) -> 
 
 def run_once(settings: Settings, suite: Suite, method: MethodSettings, seed: int, observer: Observer) -> dict[str, Any]:
     """Train and evaluate one model: the scores and facts of a run beside its identity."""
+    made_by = commit()  # now, since the files may change while it runs
     classifier = load_classifier(settings.model, suite.task, settings.max_length, seed)
     distance = DistanceFromPretrained(classifier, texts_of(sample(suite.validation.rows, COMPARED_ROWS)))
     trajectory: list[dict[str, float]] = []
@@ -96,7 +97,7 @@ def run_once(settings: Settings, suite: Suite, method: MethodSettings, seed: int
     )  # fmt: skip
     scores = evaluate(classifier, suite, settings.attack_rows, observer)
     return {
-        **scores, "seconds": seconds, "trajectory": trajectory, "torch": torch.__version__, "commit": commit(),
+        **scores, "seconds": seconds, "trajectory": trajectory, "torch": torch.__version__, "commit": made_by,
     }  # fmt: skip
 
 

@@ -25,7 +25,8 @@ class Smart(Method):
         step_size: largest entry of the noise after its one step of ascent.
         smoothness_weight: of the first KL.
         proximal_weight: of the second.
-        momentum: of the averaged model.
+        momentum: of the averaged model in the first tenth of the steps.
+        later_momentum: of the averaged model in the steps after them.
     """
 
     paper = (
@@ -37,6 +38,7 @@ class Smart(Method):
     smoothness_weight: float = option(1.0)
     proximal_weight: float = option(1.0)
     momentum: float = option(0.99, most=1)
+    later_momentum: float = option(0.999, most=1)
     average: PreTrainedModel | None = field(default=None, init=False, repr=False)
 
     def before_training(self, training: Training) -> None:
@@ -60,6 +62,7 @@ class Smart(Method):
 
     def after_step(self, training: Training) -> None:
         assert self.average is not None
+        momentum = self.momentum if training.step <= 0.1 * training.total_steps else self.later_momentum
         with torch.no_grad():
             for kept, current in zip(self.average.parameters(), training.model.parameters(), strict=True):
-                kept.lerp_(current, 1 - self.momentum)
+                kept.lerp_(current, 1 - momentum)

@@ -14,8 +14,9 @@ from benchmarks.robustness import training
 from benchmarks.robustness.data import TASKS, Suite, texts_of
 from benchmarks.robustness.errors import UserError
 from benchmarks.robustness.methods import METHODS, create_method, option_names
+from benchmarks.robustness.methods.smart import Smart
 from benchmarks.robustness.models import TrainingBatches, load_classifier
-from benchmarks.robustness.progress import Observer
+from benchmarks.robustness.progress import SILENT, Observer
 from benchmarks.robustness.training import Method, Recipe, Training, train
 
 SENTIMENT = TASKS["sentiment"]
@@ -131,6 +132,42 @@ def test_weight_consolidation_pulls_towards_the_pretrained_weights(model_folder:
     free = distance(trained(model_folder, suite, "plain"))
     assert distance(trained(model_folder, suite, "wconsol", strength=100.0)) < 0.9 * free
     assert distance(trained(model_folder, suite, "wconsol", strength=1e9)) == pytest.approx(0, abs=1e-6)
+
+
+def begun(model: Path, suite: Suite, name: str, **options: Any) -> tuple[Method, Training, dict[str, Tensor]]:
+    """A method ready for its first step, its training, and the first batch."""
+    classifier = load_classifier(str(model), SENTIMENT, 32, 0)
+    batches = TrainingBatches(classifier, texts_of(suite.train), suite.train["label"][:], 16, 0)
+    method, training = create_method(name, SENTIMENT, options), Training(classifier.model, RECIPE, batches, 0, SILENT)
+    training.model.train()
+    training.optimizer = method.build(training)
+    method.before_training(training)
+    return method, training, next(iter(batches.epoch(0)))
+
+
+def test_freelb_has_one_dropout_in_all_passes_of_a_step(model_folder: Path, suite: Suite) -> None:
+    gradients = []
+    for steps in (1, 3):  # three passes that do not move are one, if nothing else differs
+        method, training, batch = begun(model_folder, suite, "freelb", steps=steps, step_size=0.0, largest=1e-30)
+        torch.manual_seed(0)
+        method.loss(training, batch).backward()
+        gradients.append({name: param.grad for name, param in training.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_smart_averages_over_more_steps_after_the_first_tenth(model_folder: Path, suite: Suite) -> None:
+    method, training, _ = begun(model_folder, suite, "smart")
+    assert isinstance(method, Smart)
+    assert method.average is not None
+    kept, current = method.average.classifier.weight, training.model.classifier.weight
+    for step, share in ((0, 0.01), (training.total_steps, 0.001)):
+        training.step = step
+        before = kept.clone()
+        with torch.no_grad():
+            current += 1
+        method.after_step(training)
+        torch.testing.assert_close(kept, before + share * (current - before))
 
 
 def test_roast_measures_importance_before_the_first_step(model_folder: Path, suite: Suite) -> None:

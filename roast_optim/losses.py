@@ -156,5 +156,5 @@ def _average(rows: Tensor, counted: Tensor | None, num_items: Tensor | float | N
     if num_items is not None:
         return rows.sum() / num_items
     if counted is None:
-        return rows.mean()
+        return rows.mean() if rows.numel() else rows.sum()
     return rows.sum() / counted.sum().clamp(min=1)

@@ -124,6 +124,10 @@ def test_only_what_has_a_label_counts(labels: Tensor) -> None:
         assert torch.equal(side.grad.abs().sum(-1) > 0, rows)
 
 
+def test_no_distribution_at_all_gives_zero() -> None:
+    assert symmetric_kl(torch.zeros(0, 3), torch.zeros(0, 3)) == 0
+
+
 def test_no_label_at_all_gives_zero() -> None:
     p, q = (side.requires_grad_() for side in two(2, 5))
     loss = symmetric_kl(p, q, torch.tensor([-100, -100]))

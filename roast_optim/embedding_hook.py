@@ -103,6 +103,13 @@ class EmbeddingHook:
         self._running: ForwardPass | None = None
         self._kept: weakref.WeakSet[ForwardPass] = weakref.WeakSet()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is of no pass, and not on the module yet."""
+        return {"target": self.target}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        EmbeddingHook.__init__(self, state["target"])
+
     def attach(self) -> None:
         """Register the hook, unless it is."""
         if self._handle is None:

@@ -306,6 +306,18 @@ def test_a_copied_or_pickled_model_works_without_the_adversary(duplicate: Any) -
     assert torch.equal(duplicate(model)(**BERT.batch()).loss, expected)
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda adversary: pickle.loads(pickle.dumps(adversary))])
+def test_a_copied_or_pickled_adversary_perturbs_its_own_model(duplicate: Any) -> None:
+    adversary = AdversarialEmbedding(BERT.model(), start_noise=0.01)
+    twin = duplicate(adversary)
+    assert twin.model is not adversary.model
+    for _ in range(2):
+        losses = [each(**BERT.batch()).loss for each in (adversary, twin)]
+        assert torch.equal(*losses)
+        losses[1].backward()
+    assert all(param.grad is None for param in adversary.model.parameters())
+
+
 def test_two_adversaries_share_a_model() -> None:
     model = BERT.model()
     first, second = AdversarialEmbedding(model), AdversarialEmbedding(model, embedding="word")

@@ -80,7 +80,7 @@ def draw_words(
         elements = first + local.div(inner, rounding_mode="floor") * stride + local % inner
         blocks = elements >> 2
     counter = (blocks & _MASK, blocks >> 32 if wide else 0, placement.parameter_id, draw_number)
-    words = torch.stack([torch.as_tensor(word) for word in philox4x32(counter, key)], dim=1)
+    words = torch.stack([torch.as_tensor(word, device=device) for word in philox4x32(counter, key)], dim=1)
     if row == last_row:
         return words.view(-1)[begin % 4 : begin % 4 + count]
     return words.gather(1, (elements & 3).unsqueeze(1)).squeeze(1)

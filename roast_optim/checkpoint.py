@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .options import GROUP_COUNTERS, check_group
-from .sharding import local
-from .state import make_selection_state
+from .sharding import local, sharding_of
+from .state import State, make_selection_state
+from .user_warning import warn
 
 if TYPE_CHECKING:
     from .optimizer import RoastAdamW
@@ -87,6 +86,12 @@ def _check_state(index: int, state: dict[str, Any], param: Tensor, saved_group: 
                 f"state_dict: {key} of parameter {index} has shape {tuple(value.shape)}, the parameter has "
                 f"{tuple(param.shape)}: it was saved for another model"
             )
+        if sharding_of(value) != sharding_of(param):
+            raise ValueError(
+                f"state_dict: {key} of parameter {index} is spread over processes as {sharding_of(value)}, the "
+                f"parameter as {sharding_of(param)} (None: not at all): load it with "
+                "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+            )
         _check_values(key, index, value)
     _check_step(index, state.get("step"))
 
@@ -123,31 +128,33 @@ def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any], previous: list[d
     float32 importance of a bfloat16 parameter too. ``previous`` are the groups before loading: they have the options
     that AdamW lacks.
     """
-    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    indices = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
-    for param, index in zip(params, indices, strict=True):
-        for key, value in state_dict["state"].get(index, {}).items():
-            if key == "step":
-                step = optimizer.state[param]["step"]
-                optimizer.state[param]["step"] = torch.as_tensor(step, dtype=torch.float32).reshape(())
-            elif isinstance(value, Tensor):
-                # An expanded tensor has one element for many, which a step could not write to.
-                shared = 0 in value.stride() and value.numel() > 1
-                optimizer.state[param][key] = (value.contiguous() if shared else value).to(device=param.device)
-
     foreign = False
-    for group, own in zip(optimizer.param_groups, previous, strict=True):
+    for group, saved, own in zip(optimizer.param_groups, state_dict["param_groups"], previous, strict=True):
         for key, default in {**optimizer.defaults, **GROUP_COUNTERS}.items():
             if key != "differentiable":  # no option of ours; the base class adds it to the defaults when it loads
                 group.setdefault(key, default if key in GROUP_COUNTERS else own.get(key, default))
-        for param in group["params"]:
-            if group["selective"] and optimizer.state.get(param) and "rank_code" not in optimizer.state[param]:
-                make_selection_state(optimizer.state[param], group, param)
+        for param, index in zip(group["params"], saved["params"], strict=True):
+            state = optimizer.state.get(param)
+            if not state:
+                continue
+            _undo_casts(state, state_dict["state"][index], param, capturable=group["capturable"])
+            if group["selective"] and "rank_code" not in state:
+                make_selection_state(state, group, param)
                 foreign = True
     if foreign:
-        warnings.warn(
+        warn(
             "the state_dict was saved by an optimizer without selection (AdamW): its moments are taken, importance "
-            "starts at zero and everything is updated until the next refresh",
-            UserWarning,
-            stacklevel=5,
+            "starts at zero and everything is updated until the next refresh"
         )
+
+
+def _undo_casts(state: State, saved: State, param: Tensor, *, capturable: bool) -> None:
+    for key, value in saved.items():
+        if key == "step":
+            step = torch.as_tensor(state["step"], dtype=torch.float32).reshape(())
+            # It comes from elsewhere after AdamW(fused=True) or map_location, and each step would wait for the device.
+            state["step"] = step.to(param.device if capturable else "cpu")
+        elif isinstance(value, Tensor):
+            # An expanded tensor has one element for many, which a step could not write to.
+            shared = 0 in value.stride() and value.numel() > 1
+            state[key] = (value.contiguous() if shared else value).to(device=param.device)

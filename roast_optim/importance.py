@@ -45,12 +45,13 @@ def rank_code_table(histogram: Tensor) -> Tensor:
     return codes.clamp_(max=RANK_CODES - 1).to(torch.uint8)
 
 
-def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup | None) -> bool:
+def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup | None, device: torch.device) -> bool:
     """Rank all elements of all parts and processes together, write their rank codes, reset their importance to zero.
 
     Args:
         parts: the same number, with the same groups, in every process.
         process_group: processes that hold different parameters (pipeline stages), or None.
+        device: on which a process without parts takes part in what the others send.
 
     Returns:
         False if every score lies in the lowest bin: nothing was accumulated, and the rank codes are not changed.
@@ -59,7 +60,7 @@ def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup |
     for part, histogram in zip(parts, histograms, strict=True):
         part.backend.histogram_(part.importances, histogram)
         all_reduced(histogram, part.groups)
-    total = histograms[0] if histograms else torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
+    total = histograms[0] if histograms else torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=device)
     for histogram in histograms[1:]:
         total += histogram.to(total.device)
     if process_group is not None:
@@ -80,7 +81,7 @@ def percentile_ranks(scores: list[Tensor]) -> list[Tensor]:
 
     Code c stands for the percentile rank (c + 0.5) / 256.
     """
-    counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
+    counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device="cpu")
     reference.histogram_(scores, counts)
     rank_codes = [torch.empty_like(score, dtype=torch.uint8) for score in scores]
     reference.assign_rank_codes_([score.clone() for score in scores], rank_codes, rank_code_table(counts))

@@ -27,6 +27,7 @@ def keep_thresholds(alpha: float, beta: float) -> Tensor:
     arithmetic on the exact values of ``alpha`` and ``beta``: the mathematics library of the machine, which may round
     exp either way, has no say in the masks.
     """
+    alpha, beta = float(alpha), float(beta)  # NumPy's numbers and fractions too
     context = Context(prec=50, rounding=ROUND_HALF_EVEN)
     thresholds = []
     for code in range(RANK_CODES):
@@ -35,7 +36,7 @@ def keep_thresholds(alpha: float, beta: float) -> Tensor:
         decay = context.exp(-max(-_FLAT, min(_FLAT, logit)))
         threshold = context.divide(Decimal(_WORDS), context.add(Decimal(1), decay)).to_integral_value(ROUND_HALF_EVEN)
         thresholds.append(min(max(int(threshold), 1), _WORDS - 1))
-    return torch.tensor(thresholds, dtype=torch.int64)
+    return torch.tensor(thresholds, dtype=torch.int64, device="cpu")
 
 
 def keep_probabilities(alpha: float, beta: float) -> Tensor:
@@ -53,7 +54,7 @@ def rescaling_factors(alpha: float, beta: float) -> Tensor:
 def selection_tables(alpha: float, beta: float, rescale: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """Thresholds and rescaling factors on ``device``, made once; without rescaling the factors are one."""
     thresholds = keep_thresholds(alpha, beta)
-    factors = rescaling_factors(alpha, beta) if rescale else torch.ones(RANK_CODES)
+    factors = rescaling_factors(alpha, beta) if rescale else torch.ones(RANK_CODES, device="cpu")
     return thresholds.to(device), factors.to(device)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
@@ -17,9 +16,19 @@ from .importance import RankedTensors, fill_magnitude_scores_, fill_random_score
 from .kernels.backend import Backend, Placement, Selection
 from .masking import selection_tables
 from .options import GROUP_COUNTERS, RoastOptions, check_group
-from .sharding import any_process, check_process_group, local, mesh_groups, placement, require_same, shard_groups
+from .sharding import (
+    any_process,
+    check_process_group,
+    local,
+    mesh_groups,
+    placement,
+    require_same,
+    shard_groups,
+    sum_over_lower_ranks,
+)
 from .state import State, StepTensors, checked_gradient, make_selection_state, make_state
 from .statistics import selection_stats
+from .user_warning import warn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -64,8 +73,9 @@ class RoastAdamW(Optimizer):
         maximize: maximise the objective instead of minimising it.
         capturable: keep the step counts on the device, so that a CUDA graph can hold the step. A replayed graph runs no
             Python: call :meth:`refresh` yourself and leave ``importance_every`` at 1.
-        process_group: processes that hold different parameters of one model as plain tensors (pipeline stages): their
-            elements are ranked together. DTensor parameters need none: their mesh says how they are sharded.
+        process_group: processes that hold different parameters of one model as plain tensors (pipeline stages), in the
+            order of the stages: their elements are ranked together, and their parameters numbered one after the other.
+            DTensor parameters need none: their mesh says how they are sharded.
 
     Raises:
         ValueError: an option out of range, a backend that cannot run here, or a process group of which this process is
@@ -112,6 +122,7 @@ class RoastAdamW(Optimizer):
         self.process_group = check_process_group(process_group)
         self._measuring = False
         self._has_stepped = False
+        self._first_id = 0
         self._warned: set[str] = set()
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -145,11 +156,19 @@ class RoastAdamW(Optimizer):
             raise
 
     def _place(self) -> dict[Tensor, Placement]:
-        """Where each parameter lies in the whole; its id is its index in the state_dict."""
+        """Where each parameter lies in the whole; its id is its index in the state_dict, from `_first_id` up."""
         ids: dict[Tensor, int] = {}
-        for index, param in enumerate(param for group in self.param_groups for param in group["params"]):
-            ids.setdefault(param, index)
-        return {param: placement(param, index) for param, index in ids.items()}
+        every = (param for group in self.param_groups for param in group["params"])
+        for parameter_id, param in enumerate(every, self._first_id):
+            ids.setdefault(param, parameter_id)
+        return {param: placement(param, parameter_id) for param, parameter_id in ids.items()}
+
+    def _number_after_earlier_stages(self) -> None:
+        """Let the ids of a pipeline stage follow those of the stages before it, lest two parameters share draws."""
+        if self.process_group is not None:
+            count = sum(len(group["params"]) for group in self.param_groups)
+            self._first_id = sum_over_lower_ranks(count, self.process_group, self._device())
+            self.placements = self._place()
 
     def _backend_of(self, device: torch.device) -> Backend:
         return backend_for(self.backend, device, self._warn_once)
@@ -157,7 +176,7 @@ class RoastAdamW(Optimizer):
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=5)
+            warn(message)
 
     # ------------------------------------------------------------------------------------------------------------- step
 
@@ -188,6 +207,8 @@ class RoastAdamW(Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _take_step(self) -> None:
         fresh = len(self.state) == 0
+        if not self._has_stepped:
+            self._number_after_earlier_stages()
         gathered = [(group, self._gather(group)) for group in self.param_groups]
         # A process of a process group takes every step with the others, even if nothing of its own has a gradient.
         if not any(by_device for _, by_device in gathered) and self.process_group is None:
@@ -233,16 +254,15 @@ class RoastAdamW(Optimizer):
                     accumulate=accumulate,
                     selection=self._selection(group, device),
                 )
-        if self._refresh_is_due():
+        every = self.options.refresh_every
+        if every is not None and self._steps_since_refresh() >= every:
             self.refresh()
 
-    def _refresh_is_due(self) -> bool:
-        every = self.options.refresh_every
-        if every is None:
-            return False
+    def _steps_since_refresh(self) -> int:
+        """Steps that this process and those it is ranked with have taken since; 0 if nothing is selective."""
         # A process of a process group joins in the others' refresh even if nothing of its own is selective.
         counting = [group for group in self.param_groups if group["selective"] or self.process_group is not None]
-        return any(group["steps_since_refresh"] >= every for group in counting)
+        return max((group["steps_since_refresh"] for group in counting), default=0)
 
     def _gather(self, group: dict[str, Any]) -> dict[torch.device, StepTensors]:
         """The tensors of ``group`` that have a gradient; makes missing state."""
@@ -280,21 +300,25 @@ class RoastAdamW(Optimizer):
         all_tensors = [tensors for _, by_device in gathered for tensors in by_device.values()]
         real = not fresh or any(bool(grad.any()) for tensors in all_tensors for grad in tensors.grads)
         groups = self._mesh_groups() + ([self.process_group] if self.process_group is not None else [])
-        return not any_process(real, groups, self.param_groups[0]["params"][0].device)
+        return not any_process(real, groups, self._device())
+
+    def _device(self) -> torch.device:
+        """Where what processes tell each other has to lie. A group may be empty."""
+        device: torch.device = next(param.device for group in self.param_groups for param in group["params"])
+        return device
 
     def _mesh_groups(self) -> list[ProcessGroup]:
         return mesh_groups(param for group in self.param_groups for param in group["params"])
 
     def _require_same_on_all_processes(self) -> None:
         """Masks agree only where seeds and options do: compare them before it matters rather than after."""
-        device = self.param_groups[0]["params"][0].device
         if groups := self._mesh_groups():
             names = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
             group_options = [{name: group[name] for name in names} for group in self.param_groups]
-            require_same(f"{self.options}, groups {group_options}", groups, device)
+            require_same(f"{self.options}, groups {group_options}", groups, self._device())
         if self.process_group is not None:  # these processes may well have other parameter groups
             seeds = sorted({group["seed"] for group in self.param_groups})
-            require_same(f"{self.options}, seeds {seeds}", [self.process_group], device)
+            require_same(f"{self.options}, seeds {seeds}", [self.process_group], self._device())
 
     def _selection(self, group: dict[str, Any], device: torch.device) -> Selection | None:
         if not group["selective"] or group["refreshes"] == 0:
@@ -327,6 +351,7 @@ class RoastAdamW(Optimizer):
         processes that share them.
         """
         self._require_same_on_all_processes()
+        self._number_after_earlier_stages()
         parts: dict[tuple[Any, ...], RankedTensors] = {}
         for group in self.param_groups:
             for param in group["params"]:
@@ -345,7 +370,7 @@ class RoastAdamW(Optimizer):
                 parts[key].rank_codes.append(local(state["rank_code"]))
         if not parts and self.process_group is None:
             return
-        ranked = refresh_rank_codes(list(parts.values()), self.process_group)
+        ranked = refresh_rank_codes(list(parts.values()), self.process_group, self._device())
         for group in self.param_groups:
             group["steps_since_refresh"] = 0
             group["refreshes"] += int(ranked)
@@ -372,7 +397,7 @@ class RoastAdamW(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {
             name: self.__dict__[name]
-            for name in ("options", "backend", "process_group", "_measuring", "_has_stepped", "_warned")
+            for name in ("options", "backend", "process_group", "_measuring", "_has_stepped", "_first_id", "_warned")
         }
         return {**super().__getstate__(), **own}
 

@@ -60,8 +60,8 @@ def check_group(group: dict[str, Any]) -> None:
     for name in ("eps", "weight_decay"):
         _require(_is_number(group[name]) and group[name] >= 0.0, name, group[name], "a non-negative number")
     alpha, beta = group["alpha"], group["beta"]
-    _require(_is_number(alpha) and 0.0 <= alpha <= 1.0, "alpha", alpha, "a percentile rank in [0, 1]")
-    _require(_is_number(beta) and 0.0 < beta < float("inf"), "beta", beta, "a positive, finite number")
+    _require(_is_plain_number(alpha) and 0.0 <= alpha <= 1.0, "alpha", alpha, "a percentile rank in [0, 1]")
+    _require(_is_plain_number(beta) and 0.0 < beta < float("inf"), "beta", beta, "a positive, finite number")
     _require(_is_integer(seed) and 0 <= seed < 2**64, "seed", seed, "an integer in [0, 2**64)")
     for name in ("amsgrad", "maximize", "capturable", "selective"):
         _require(isinstance(group[name], int) and group[name] in (0, 1), name, group[name], "True or False")
@@ -71,6 +71,10 @@ def check_group(group: dict[str, Any]) -> None:
 
 def _is_number(value: object) -> TypeGuard[float | Tensor]:
     return value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else isinstance(value, Real)
+
+
+def _is_plain_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real)
 
 
 def _is_pair_of_decay_rates(betas: object) -> bool:

@@ -25,9 +25,23 @@ if dist.is_available():
         """Whether only a part of ``tensor`` may lie in this process."""
         return isinstance(tensor, DTensor)
 
+    def sharding_of(tensor: Tensor) -> tuple[object, object] | None:
+        """Mesh and placements of a DTensor; None of a plain tensor."""
+        return (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+
     def local(tensor: Tensor) -> Tensor:
         """The part of ``tensor`` that lies in this process; shares its memory."""
         return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+    def spread_like(param: Tensor, grad: Tensor) -> Tensor:
+        """The gradient with the placements of its parameter, which those of tensor parallelism may lack.
+
+        SequenceParallel leaves a partial sum to a replicated parameter, RowwiseParallel a whole one to a sharded
+        embedding table.
+        """
+        if isinstance(grad, DTensor) and isinstance(param, DTensor) and grad.placements != param.placements:
+            return grad.redistribute(placements=param.placements)
+        return grad
 
     def shard_groups(param: Tensor) -> tuple[ProcessGroup, ...]:
         """The process groups over which the elements of ``param`` are spread, one per mesh dimension that shards it."""
@@ -79,9 +93,17 @@ else:  # a build of torch without distributed
         """False: this build of torch knows one process only."""
         return False
 
+    def sharding_of(tensor: Tensor) -> tuple[object, object] | None:
+        """None: this build of torch knows one process only."""
+        return None
+
     def local(tensor: Tensor) -> Tensor:
         """The tensor itself: this build of torch knows one process only."""
         return tensor
+
+    def spread_like(param: Tensor, grad: Tensor) -> Tensor:
+        """The gradient itself: this build of torch knows one process only."""
+        return grad
 
     def shard_groups(param: Tensor) -> tuple[ProcessGroup, ...]:
         """No group: this build of torch knows one process only."""
@@ -134,6 +156,15 @@ def any_process(flag: bool, groups: Iterable[ProcessGroup], device: torch.device
     for group in groups:
         dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=group)
     return bool(seen)
+
+
+def sum_over_lower_ranks(number: int, group: ProcessGroup, device: torch.device) -> int:
+    """The sum of what the processes of a lower rank in the group gave as ``number``."""
+    rank = dist.get_rank(group)
+    numbers = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)
+    numbers[rank] = number
+    dist.all_reduce(numbers, group=group)
+    return int(numbers[:rank].sum())
 
 
 def require_same(description: str, groups: Iterable[ProcessGroup], device: torch.device) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .kernels.backend import Placement
-from .sharding import is_sharded, local_part
+from .sharding import is_sharded, local_part, spread_like
 
 _UNRANKED = 255  # the highest keep probability
 
@@ -68,7 +68,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def checked_gradient(param: Tensor) -> Tensor | None:
-    """The gradient of ``param``.
+    """The gradient of ``param``, spread over processes as it is.
 
     Raises:
         RuntimeError: it is sparse or complex.
@@ -82,4 +82,4 @@ def checked_gradient(param: Tensor) -> Tensor | None:
         raise RuntimeError(
             f"RoastAdamW does not support {kind} gradients (a parameter of shape {tuple(param.shape)}): {cure}"
         )
-    return grad
+    return None if grad is None else spread_like(param, grad)

@@ -35,7 +35,7 @@ def selection_stats(optimizer: RoastAdamW) -> dict[str, Any]:
 def _group_stats(optimizer: RoastAdamW, group: dict[str, Any]) -> dict[str, Any]:
     stats: dict[str, Any] = {counter: group[counter] for counter in GROUP_COUNTERS}
     stats["elements"] = sum(param.numel() for param in group["params"])
-    ranked = [param for param in group["params"] if optimizer.state.get(param)]
+    ranked = [param for param in group["params"] if "rank_code" in optimizer.state.get(param, {})]
     total = sum(param.numel() for param in ranked)
     if not group["selective"] or group["refreshes"] == 0 or total == 0:
         return {**stats, "expected_share": 1.0, "realised_share": 1.0}

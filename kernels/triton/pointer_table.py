@@ -60,8 +60,8 @@ class PointerTable:
 @cached_outside_graphs
 def _tensor_of_program(programs: tuple[int, ...], device: torch.device) -> Tensor:
     """[0, 0, 0, 1, 2, 2, ...]: as many of each index as that tensor has programs."""
-    indices = torch.arange(len(programs), dtype=torch.int32)
-    return _to_device(indices.repeat_interleave(torch.tensor(programs)), device)
+    indices = torch.arange(len(programs), dtype=torch.int32, device="cpu")
+    return _to_device(indices.repeat_interleave(torch.tensor(programs, device="cpu")), device)
 
 
 def _to_device(table: Tensor, device: torch.device) -> Tensor:

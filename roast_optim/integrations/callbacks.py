@@ -21,8 +21,7 @@ def roast_optimizer(optimizer: object) -> RoastAdamW:
 
 def refresh_at_epoch_end(optimizer: RoastAdamW) -> None:
     """Refresh the ranks, unless the optimizer does so by itself or no step was taken since the last refresh."""
-    groups = [group for group in optimizer.param_groups if group["selective"]]
-    if optimizer.options.refresh_every is None and any(group["steps_since_refresh"] > 0 for group in groups):
+    if optimizer.options.refresh_every is None and optimizer._steps_since_refresh() > 0:
         optimizer.refresh()
 
 

@@ -160,6 +160,23 @@ def test_a_checkpoint_without_importance_is_refused_in_every_process_unless_it_m
         assert "importance" in result
 
 
+def _load_plainly(saved_sharded: bool) -> str:
+    """What a plain load_state_dict says to state that is sharded for parameters that are not, or the reverse."""
+    saved_model, saved = _make(shard=saved_sharded)
+    train(saved_model, saved, last=1)
+    _, optimizer = _make(shard=not saved_sharded)
+    with pytest.raises(ValueError, match="spread over processes") as caught:
+        optimizer.load_state_dict(saved.state_dict())
+    assert not optimizer.state
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("saved_sharded", [True, False])
+def test_state_that_is_not_sharded_as_its_parameter_is_refused(saved_sharded: bool) -> None:
+    for message in run_in_processes(2, _load_plainly, saved_sharded):
+        assert "set_optimizer_state_dict" in message
+
+
 def _continue_another_model(folder: Path) -> None:
     _load(folder, *_make(hidden=9))
 

@@ -11,6 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 from roast_optim import RoastAdamW
 from tests.distributed.processes import run_in_processes
@@ -22,6 +29,7 @@ from tests.distributed.training import (
     assert_same_outcome,
     batch,
     network,
+    outcome,
     replicated,
     sharded,
     sharded_with_given_gradients,
@@ -74,11 +82,50 @@ def test_a_batch_split_over_processes_has_the_same_masks_wherever_codes_are_equa
         assert share < 0.1
 
 
+class Tokens(nn.Module):
+    """An embedding table, a normalisation and a head, whose gradients tensor parallelism leaves in three ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.norm, self.head = nn.Embedding(8, 6), nn.LayerNorm(6), nn.Linear(6, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[batch, tokens]`` to ``[batch, tokens, 4]``."""
+        output: Tensor = self.head(self.norm(self.table(tokens)))
+        return output
+
+
+def _train_tokens(parallel: bool, backend: str) -> dict[str, Any]:
+    model = Tokens()
+    if parallel:
+        plan = {
+            "table": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+            "norm": SequenceParallel(),
+            "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+        }
+        parallelize_module(model, init_device_mesh("cpu", (dist.get_world_size(),)), plan)
+    optimizer = RoastAdamW(model.parameters(), backend=backend, **OPTIONS)
+    for step in range(STEPS):
+        tokens = torch.randint(8, (3, 4), generator=torch.Generator().manual_seed(step))
+        model(tokens).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return outcome(model, optimizer)
+
+
+def test_gradients_that_are_spread_in_another_way_than_their_parameters_equal_one_process(backend: str) -> None:
+    results = run_in_processes(2, _train_tokens, True, backend)
+    for result in results:
+        assert_same_outcome(result, results[0])
+        assert_same_outcome(result, _train_tokens(False, backend))
+
+
 # ------------------------------------------------------------------------------- processes with different parameters
 
 
-def _train_stages(stages: list[str], **options: Any) -> dict[str, Tensor]:
-    """Train these parts of the network until the first refresh, each in a copy of its own; their rank codes."""
+def _train_stages(stages: list[str], steps: int = REFRESH_EVERY, **options: Any) -> dict[str, dict[str, Tensor]]:
+    """Train these parts of the network past one refresh, each in a copy of its own; rank codes and the last masks."""
     models = [network() for _ in stages]
     parts = {
         name: param
@@ -87,36 +134,39 @@ def _train_stages(stages: list[str], **options: Any) -> dict[str, Tensor]:
         if name.startswith(stage)
     }
     optimizer = RoastAdamW(parts.values(), backend="reference", **{**OPTIONS, **options})
-    for step in range(REFRESH_EVERY):
+    for step in range(steps):
         for model in models:
             model(batch(step)).square().mean().backward()
         optimizer.step()
         for model in models:
             model.zero_grad()
     assert optimizer.param_groups[0]["refreshes"] == 1
+    selective = parts if optimizer.param_groups[0]["selective"] else {}
     return {
-        name: optimizer.state[param]["rank_code"]
-        for name, param in parts.items()
-        if optimizer.param_groups[0]["selective"]
+        "codes": {name: optimizer.state[param]["rank_code"] for name, param in selective.items()},
+        "masks": {name: optimizer.state[param]["exp_avg"] != 0 for name, param in selective.items()},
     }
 
 
-def _stage_of_this_process(selective: list[bool]) -> dict[str, Tensor]:
+def _stage_of_this_process(selective: list[bool], steps: int = REFRESH_EVERY) -> dict[str, dict[str, Tensor]]:
     rank = dist.get_rank()
-    return _train_stages([("first", "second")[rank]], process_group=dist.group.WORLD, selective=selective[rank])
+    options = {"process_group": dist.group.WORLD, "selective": selective[rank]}
+    return _train_stages([("first", "second")[rank]], steps, **options)
 
 
-def test_pipeline_stages_are_ranked_together() -> None:
-    first, second = run_in_processes(2, _stage_of_this_process, [True, True])
-    for name, codes in _train_stages(["first", "second"]).items():
-        assert torch.equal((first | second)[name], codes)
+@pytest.mark.parametrize("steps", [REFRESH_EVERY, REFRESH_EVERY + 1])
+def test_pipeline_stages_have_ranks_and_masks_of_one_process(steps: int) -> None:
+    first, second = run_in_processes(2, _stage_of_this_process, [True, True], steps)
+    for kind, expected in _train_stages(["first", "second"], steps).items():
+        for name, values in expected.items():
+            assert torch.equal((first[kind] | second[kind])[name], values)
 
 
 def test_a_process_without_selective_parameters_joins_in_the_refresh() -> None:
     first, second = run_in_processes(2, _stage_of_this_process, [False, True])
-    assert first == {}
-    for name, codes in _train_stages(["second"]).items():
-        assert torch.equal(second[name], codes)
+    assert first["codes"] == {}
+    for name, codes in _train_stages(["second"])["codes"].items():
+        assert torch.equal(second["codes"][name], codes)
 
 
 def _frozen_stage() -> int:

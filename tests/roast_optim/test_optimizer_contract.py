@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.profiler import ProfilerActivity, profile
 
 from roast_optim import RoastAdamW
+from roast_optim.masking import keep_thresholds, rescaling_factors, selection_tables
 from tests.roast_optim.snapshot import assert_equal, assert_same_bits, snapshot
 
 SHAPES = [(9, 5), (7,), ()]
@@ -152,6 +153,48 @@ def test_a_tied_weight_is_counted_and_updated_once(backend: str) -> None:
     assert model[2].weight is model[0].weight
     assert ours.selection_stats()["elements"] == 25 + 5 + 5
     assert_agree(ours, theirs, backend)
+
+
+def test_a_group_may_be_empty(backend: str) -> None:
+    ours, theirs = (
+        kind([{"params": []}, {"params": parameters()}], lr=1e-2, **options)  # type: ignore[operator]
+        for kind, options in (
+            (RoastAdamW, {"selective": False, "backend": backend}),
+            (AdamW, {"foreach": False}),
+        )
+    )
+    train(ours)
+    train(theirs)
+    assert_agree(ours, theirs, backend)
+
+
+def test_the_default_device_plays_no_part(backend: str) -> None:
+    optimizers = []
+    for device in ("cpu", "meta"):
+        keep_thresholds.cache_clear()
+        rescaling_factors.cache_clear()
+        selection_tables.cache_clear()
+        optimizer = roast(parameters(), backend)
+        for step in range(STEPS):
+            set_gradients(optimizer, step)
+            with torch.device(device):
+                optimizer.step()
+                optimizer.selection_stats()
+        optimizers.append(optimizer)
+    assert_equal(snapshot(optimizers[1]), snapshot(optimizers[0]))
+
+
+def test_a_warning_names_the_line_that_caused_it(backend: str) -> None:
+    optimizer = roast(parameters(), backend)
+    with pytest.warns(UserWarning, match="found no accumulated importance") as caught:
+        optimizer.refresh()
+    assert [warning.filename for warning in caught] == [__file__]
+    optimizer = roast(parameters(), backend, refresh_every=1)
+    for param in of(optimizer):
+        param.grad = torch.zeros_like(param)
+    with pytest.warns(UserWarning, match="found no accumulated importance") as caught:
+        optimizer.step()
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])

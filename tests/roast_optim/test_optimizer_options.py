@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,6 +80,22 @@ def test_limits_of_alpha_and_beta_are_legal(alpha: float, beta: float, backend: 
         pair.step()
         pair.assert_same_masks()
     pair.assert_close()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, Fraction])
+def test_alpha_and_beta_may_be_any_real_number(kind: Callable[[float], Any], backend: str) -> None:
+    pair = Pair([[(50,)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=1)
+    params = pair.optimizer.param_groups.pop()["params"]
+    pair.optimizer.add_param_group({"params": params, "alpha": kind(0.5), "beta": kind(2.0)})
+    for _ in range(3):
+        pair.step()
+        pair.assert_same_masks()
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_alpha_and_beta_may_not_be_tensors(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=tensor"):
+        RoastAdamW([torch.nn.Parameter(torch.ones(2))], backend="reference", **{name: torch.tensor(0.5)})
 
 
 def test_no_parameters_are_refused() -> None:

@@ -57,6 +57,15 @@ def test_after_a_refresh_and_before_a_step_there_is_no_realised_share_yet(backen
     assert math.isnan(stats["realised_share"])
 
 
+def test_a_group_that_becomes_selective_is_kept_whole_until_it_is_ranked(backend: str) -> None:
+    pair = Pair([[(40,)], [(7,)]], backend=backend, group_options=[{}, {"selective": False}], refresh_every=1)
+    pair.step()
+    pair.optimizer.param_groups[1]["selective"] = True
+    stats = pair.optimizer.selection_stats()
+    assert stats["groups"][0]["expected_share"] < 1
+    assert stats["groups"][1]["expected_share"] == 1
+
+
 def test_statistics_change_nothing(backend: str) -> None:
     pair = Pair(backend=backend, refresh_every=2)
     for _ in range(3):

@@ -48,7 +48,7 @@ def improvements(runs: Runs, base: Mapping[int, Row]) -> dict[str, dict[str, Int
 def improvement_table(found: Mapping[str, Mapping[str, Interval | None]]) -> str:
     """What `improvements` returned."""
     if not found:
-        return "No runs of plain fine-tuning."
+        return "No runs of plain fine-tuning, or several with different settings."
     titles = list(next(iter(found.values())))
     lines = [header("Method", *titles)]
     columns = {title: {label: values[title] for label, values in found.items()} for title in titles}

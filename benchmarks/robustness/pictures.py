@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .files import atomic_write
 from .metrics import BINS
-from .runs import Row, settings_of
+from .runs import Row, canonical, settings_of
 from .summary import Interval
 
 Bins = Mapping[str, numpy.ndarray]
@@ -147,7 +147,7 @@ def alpha_beta_map(path: Path, rows: Sequence[Row]) -> bool:
         if row["method"] == "roast":
             others = {key: value for key, value in settings_of(row).items() if key not in ("alpha", "beta")}
             pair = (row["options"]["alpha"], row["options"]["beta"])
-            sweeps.setdefault(repr(sorted(others.items())), {}).setdefault(pair, []).append(row["acc_in"])
+            sweeps.setdefault(canonical(others), {}).setdefault(pair, []).append(row["acc_in"])
     found = max(sweeps.values(), key=len, default={})
     alphas, betas = (sorted({pair[axis] for pair in found}) for axis in (0, 1))
     if len(alphas) < 2 or len(betas) < 2:

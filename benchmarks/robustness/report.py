@@ -24,7 +24,7 @@ from .markdown import (
     sets_table,
 )
 from .methods import METHODS
-from .runs import Row, read_runs, settings_of
+from .runs import Row, canonical, read_runs, settings_of
 from .tuning import LEARNED, tuning_table
 
 REPORT = "report.md"
@@ -78,7 +78,7 @@ def by_method(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
     """Runs by label and seed. A method that ran with several options has a label for each, which names what differs."""
     variants: dict[str, dict[str, list[Row]]] = {}  # method -> settings as text -> runs
     for row in rows:
-        variants.setdefault(row["method"], {}).setdefault(repr(sorted(settings_of(row).items())), []).append(row)
+        variants.setdefault(row["method"], {}).setdefault(canonical(settings_of(row)), []).append(row)
     labelled = {}
     for method, by_settings in variants.items():
         settings = [settings_of(runs[0]) for runs in by_settings.values()]
@@ -99,8 +99,10 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     parts = [
         f"{first['train_rows']} training rows, {first['epochs']} epochs, seeds per method: "
         f"{' or '.join(map(str, counts))}. Scores in percent, with 95% confidence "
-        "intervals of a bootstrap over seeds; best **bold**, second _italic_.\n",
+        "intervals (Student's t, with the standard error of a paired bootstrap over the seeds: other seeds on the same "
+        "rows); best **bold**, second _italic_.\n",
         scores_table(runs),
+        "\nSeconds are of training alone, whatever else the machine did meanwhile; Cost is their ratio to plain's.\n",
         "\nRelative improvement over plain: how much of plain's distance to the best value is closed, in percent.\n",
         improvement_table(over_plain),
         *roast_over_the_others(runs),

@@ -22,7 +22,8 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "options": dict,
     "train_rows": int,
     "epochs": int,
-    **dict.fromkeys(SCORES, (float, int, type(None))),
+    "acc_in": (float, int),
+    **dict.fromkeys(SCORES[1:], (float, int, type(None))),
     "per_set": dict,
     "seconds": (float, int),
     "torch": str,
@@ -70,7 +71,7 @@ class RunStore:
 
 def identity_of(row: Row) -> str:
     """Two runs with the same identity are the same run."""
-    return json.dumps({key: row[key] for key in IDENTITY}, sort_keys=True)
+    return canonical({key: row[key] for key in IDENTITY})
 
 
 def read_runs(path: Path) -> list[Row]:
@@ -81,7 +82,7 @@ def read_runs(path: Path) -> list[Row]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=not_json)
         except ValueError:  # JSONDecodeError and UnicodeDecodeError are both
             raise UserError(f"{where}: not JSON; remove the line, or give another --output") from None
         if problem := problem_of(row):
@@ -103,7 +104,32 @@ def problem_of(row: Any) -> str | None:
             return f"{key} is {row[key]!r}"
     if row["purpose"] not in PURPOSES:
         return f"purpose is {row['purpose']!r}"
+    for name, scores in row["per_set"].items():
+        found = scores if isinstance(scores, dict) else {}
+        measure = "auroc" if found.get("role") == "anomaly" else "accuracy"
+        needed: dict[str, type | tuple[type, ...]] = {"role": str, "rows": int, measure: (float, int)}
+        for key, kind in needed.items():
+            if not isinstance(found.get(key), kind):
+                return f"per_set has no {key} of {name!r}"
     return None
+
+
+def not_json(constant: str) -> None:
+    """NaN and Infinity, which Python reads though JSON has no such numbers."""
+    raise ValueError(constant)
+
+
+def canonical(value: Any) -> str:
+    """Text that is equal for equal settings, however their numbers are written: 10 is 10.0."""
+
+    def with_floats(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: with_floats(each) for key, each in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [with_floats(each) for each in part]
+        return float(part) if isinstance(part, int) and not isinstance(part, bool) else part
+
+    return json.dumps(with_floats(value), sort_keys=True)
 
 
 def settings_of(row: Row) -> dict[str, Any]:

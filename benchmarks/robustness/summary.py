@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy
+from scipy.stats import t as student
 
 from .metrics import relative_improvement
 from .runs import Row
 
-RESAMPLES = 2000
+RESAMPLES = 3125  # as many as there are of five seeds: up to there it is all of them, beyond they are drawn
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ def summarize_method(method: str, runs: Sequence[Row], plain: dict[str, float | 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its 95% confidence interval over seeds; `low` and `high` are None with a single seed."""
+    """A value and its 95% confidence interval over seeds; `low` and `high` are None with a single seed.
+
+    It is about other seeds on the same rows: that other rows might have been sampled is not in it.
+    """
 
     value: float
     low: float | None
@@ -84,20 +89,30 @@ class Interval:
 
 
 def bootstrap(statistic: Callable[[Sequence[int]], float | None], seeds: Sequence[int]) -> Interval | None:
-    """The statistic of all seeds, and the 2.5th and 97.5th percentile of it over seeds drawn with replacement.
+    """The statistic of all seeds, and how far it is to be trusted by its spread over seeds drawn with replacement.
 
-    Runs of one seed stay together, so that the difference of two methods is judged by pairs. None if the statistic
-    has no value.
+    Runs of one seed stay together, so that the difference of two methods is judged by pairs. Percentiles of so few
+    seeds would be far too narrow (of three they hold the truth three times of four). So the interval is the standard
+    error times the quantile of Student's t, the spread being corrected for the number of seeds: of a mean it is the
+    usual t interval. None if the statistic has no value.
     """
     value = statistic(seeds)
     if value is None:
         return None
     if len(seeds) < 2:
         return Interval(value, None, None)
+    drawn = [each for each in map(statistic, resamples(seeds)) if each is not None]
+    error = numpy.std(drawn) * (len(seeds) / (len(seeds) - 1)) ** 0.5
+    reach = float(error * student.ppf(0.975, len(seeds) - 1))
+    return Interval(value, value - reach, value + reach)
+
+
+def resamples(seeds: Sequence[int]) -> Iterable[Sequence[int]]:
+    """As many seeds drawn with replacement, in all ways or, if there are more, in RESAMPLES of them."""
+    if len(seeds) ** len(seeds) <= RESAMPLES:
+        return product(seeds, repeat=len(seeds))
     generator = numpy.random.default_rng(0)
-    drawn = (statistic(generator.choice(seeds, len(seeds)).tolist()) for _ in range(RESAMPLES))
-    low, high = numpy.percentile([each for each in drawn if each is not None], (2.5, 97.5))
-    return Interval(value, float(low), float(high))
+    return (generator.choice(seeds, len(seeds)).tolist() for _ in range(RESAMPLES))
 
 
 def score_interval(runs: Mapping[int, Row], key: str) -> Interval | None:

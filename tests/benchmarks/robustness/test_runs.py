@@ -39,6 +39,13 @@ def test_a_recorded_run_is_found_again_and_cannot_be_added_twice(tmp_path: Path)
     assert len(read_runs(store.path)) == 1
 
 
+def test_a_number_is_the_same_setting_however_it_is_written(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.append(run(options={"beta": 10, "rescale": True}))
+    assert store.find(run(options={"beta": 10.0, "rescale": True})) is not None
+    assert store.find(run(options={"beta": 10.0, "rescale": 1})) is None
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -62,6 +69,10 @@ def test_another_setting_is_another_run(tmp_path: Path, change: dict[str, Any]) 
         (b'{"purpose": "final"}\n', "key 'task' is missing"),
         (json.dumps(run(seed="one")).encode() + b"\n", "seed is 'one'"),
         (json.dumps(run(seed=True)).encode() + b"\n", "seed is True"),
+        (json.dumps(run(acc_in=None)).encode() + b"\n", "acc_in is None"),
+        (json.dumps(run(ece=float("nan"))).encode() + b"\n", "not JSON"),
+        (json.dumps(run(per_set={"imdb": 0.8})).encode() + b"\n", "per_set has no role of 'imdb'"),
+        (json.dumps(run(per_set={"imdb": {"role": "shift", "rows": 4}})).encode() + b"\n", "no accuracy of 'imdb'"),
         (json.dumps(run(purpose="fun")).encode() + b"\n", "purpose is 'fun'"),
         (json.dumps(run()).encode(), "the line has no end"),
     ],

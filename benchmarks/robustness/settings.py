@@ -41,7 +41,6 @@ class Settings:
 
 PRESETS: dict[str, Mapping[str, Any]] = {
     # Sized for six minutes on two cores. Learning rate, alpha and beta did best in the study's tuning, on other data.
-    # In so few steps the paper's alpha of 0.9 for sentiment leaves too little to be learned.
     "demo": {
         "task": "sentiment",
         "methods": ("plain", "roast"),

@@ -19,7 +19,8 @@ from .embedding_hook import EmbeddingHook, ForwardPass
 from .losses import consistency_loss
 from .model_call import ModelCall, loss_and_logits, with_loss
 from .perturbation import NORMS, perturbed_embedding, token_mask
-from .task_gradient import differentiate, graphs_kept, parameters_to_hold, replay
+from .task_gradient import LossScale, differentiate, graphs_kept, overflows_early, parameters_to_hold, replay
+from .user_warning import warn
 
 _GRADIENTS = ("exact", "fast")
 
@@ -38,7 +39,8 @@ class AdversarialEmbedding:
     Call it like the model: it returns what the model returned in the clean pass, with the loss replaced. Outputs of
     transformers have it as ``.loss``, tuples as their first element (before all others, if ``loss_fn`` computed it),
     and for a plain tensor a named tuple (loss, logits) is returned. In evaluation mode, or without gradients, the call
-    is the model's own. In training mode it needs ``labels``, or whatever else the model computes its loss from.
+    is the model's own; in evaluation mode with gradients that is said once, for it is likely a forgotten
+    ``model.train()``. In training mode it needs ``labels``, or whatever else the model computes its loss from.
 
     - Padding is not perturbed: tokens whose ``attention_mask`` is 0. The mask must be ``[batch, tokens]``; one of four
       dimensions, or that is not a tensor, says nothing of padding, so that all tokens are perturbed.
@@ -69,7 +71,8 @@ class AdversarialEmbedding:
             update (6/3). Its gradients are held until the loss is backpropagated, in the memory of one more set of
             gradients. All of the output but the loss is detached. Not for sharded models.
         loss_fn: ``loss_fn(output, labels)`` with the model's output and the ``labels=`` of the call, which are then
-            not passed to the model. None: the model computes its loss.
+            not passed to the model. Labels of tokens are those at their place: shift them yourself for a language
+            model. None: the model computes its loss.
         start_noise: if not 0, d is taken in a pass of its own, at ``e + start_noise * U(0, 1)``, as in the authors'
             code with 1e-5 (8/3 of the model's cost). The noise has its own generator, which starts with seed 0.
 
@@ -134,6 +137,8 @@ class AdversarialEmbedding:
         self.start_noise = start_noise
         self.last_losses: dict[str, Tensor] = {}
         self._nonfinite_samples: Tensor | int = 0
+        self._has_warned = False
+        self._loss_scale = LossScale()
         self._noise_generator: torch.Generator | None = None
         self._hook = EmbeddingHook(find_embedding_output(model, embedding))
         self._hook.attach()  # already here, for a torch.compile that follows
@@ -152,6 +157,8 @@ class AdversarialEmbedding:
         """The model's output; in training mode its loss is the whole objective."""
         labels = kwargs.pop("labels", None) if self.loss_fn else None
         if not (unwrapped(self.model).training and torch.is_grad_enabled()):
+            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                self._say_once_that_nothing_is_perturbed()
             return self.model(*args, **kwargs)
         try:
             if self.loss_fn and labels is None:
@@ -166,6 +173,14 @@ class AdversarialEmbedding:
             self._hook.remove()
             raise
 
+    def _say_once_that_nothing_is_perturbed(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn(
+                "AdversarialEmbedding was called in evaluation mode, with gradients: the loss is the model's own. Call "
+                "model.train() before training (from_pretrained() returns evaluation mode), torch.no_grad() to evaluate"
+            )
+
     def _both_passes(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
         call = ModelCall(model, args, kwargs, labels)
         clean = self._fast_clean_pass(call) if self.gradient == "fast" else self._exact_clean_pass(call)
@@ -177,7 +192,7 @@ class AdversarialEmbedding:
             adversarial.logits,
             call.labels,
             problem_type=getattr(call.config, "problem_type", None),
-            labels_are_shifted=self.loss_fn is None and call.labels_are_shifted,
+            labels_are_shifted=self._labels_are_shifted(call),
             num_items=clean.loss_divisor,
         )
         self.last_losses = {
@@ -191,6 +206,9 @@ class AdversarialEmbedding:
             + self.consistency_weight * consistency
         )
         return with_loss(clean.output, objective, loss_is_new=self.loss_fn is not None)
+
+    def _labels_are_shifted(self, call: ModelCall) -> bool:
+        return self.loss_fn is None and call.labels_are_shifted
 
     def _run(self, forward_pass: ForwardPass, call: ModelCall) -> _Result:
         kwargs = call.kwargs
@@ -220,8 +238,11 @@ class AdversarialEmbedding:
         parameters = parameters_to_hold(call.model)
         call_on_leaves, inputs, leaves = call.on_leaves()
         clean = self._run(ForwardPass(), call_on_leaves)
+        scale = self._loss_scale.like(clean.loss)
         held = self._differentiate(clean, call, [*parameters, *leaves])
-        clean.loss = replay(clean.loss, [*parameters, *inputs], held)
+        clean.loss = replay(clean.loss, [*parameters, *inputs], held, scale)
+        if overflows_early(call.model, clean.loss.device):
+            self._loss_scale.lower_after_overflow(held)
         clean.logits = clean.logits.detach()
         # Lest the graph be entered by way of the output, as DistributedDataParallel would do.
         clean.output = tree_map_only(Tensor, Tensor.detach, clean.output)
@@ -230,7 +251,12 @@ class AdversarialEmbedding:
     def _differentiate(self, result: _Result, call: ModelCall, held: list[Tensor]) -> list[Tensor | None]:
         """Find gradient and divisor of the task loss; return its gradients with respect to what is to be held."""
         watched = [result.forward_pass.addend, *([] if call.num_items is None else [call.num_items])]
-        gradients = differentiate(result.loss, [*watched, *held], retain_graph=self.gradient == "exact")
+        gradients = differentiate(
+            result.loss,
+            [*watched, *held],
+            self._loss_scale.like(result.loss),
+            retain_graph=self.gradient == "exact",
+        )
         if gradients[0] is None:
             raise RuntimeError(
                 f"the task loss does not depend on the embedding {self.embedding_name!r}, or only through a reentrant "

@@ -12,9 +12,34 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .embedding_block import is_sharded
 
-# The loss is differentiated times this, lest float16 gradients underflow: a GradScaler scales the objective, later. A
-# power of two changes no other digit.
-_LOSS_SCALE = 2.0**12
+
+class LossScale:
+    """What a loss is multiplied by before it is differentiated, lest float16 gradients underflow.
+
+    A GradScaler scales the objective, later, and cannot lower this when gradients that are held overflow: they would be
+    infinite for good. So it is halved after each overflow, down to 1. A power of two changes no other digit.
+    """
+
+    def __init__(self) -> None:
+        self._value: Tensor | float = 2.0**12
+
+    def like(self, loss: Tensor) -> Tensor:
+        """A scalar of the loss's dtype and device."""
+        return torch.ones_like(loss) * self._value
+
+    def lower_after_overflow(self, gradients: Sequence[Tensor | None]) -> None:
+        """Halve it if a gradient is not finite; the host does not wait for the answer."""
+        known = [gradient for gradient in gradients if gradient is not None]
+        if known:
+            finite = nn.utils.get_total_norm(known, torch.inf).isfinite()
+            self._value = torch.where(finite, self._value, torch.as_tensor(self._value / 2).clamp(min=1.0))
+
+
+def overflows_early(model: nn.Module, device: torch.device) -> bool:
+    """Whether float16 takes part in the backward pass: by autocast, or in the parameters."""
+    if torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16:
+        return True
+    return any(parameter.dtype == torch.float16 for parameter in model.parameters())
 
 
 def graphs_kept() -> AbstractContextManager[Any]:
@@ -28,8 +53,8 @@ def graphs_kept() -> AbstractContextManager[Any]:
     return context
 
 
-def differentiate(loss: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool) -> list[Tensor | None]:
-    """Gradients of ``loss``, a scalar, times a constant power of two; None for what it does not depend on.
+def differentiate(loss: Tensor, inputs: Sequence[Tensor], scale: Tensor, *, retain_graph: bool) -> list[Tensor | None]:
+    """Gradients of ``loss``, a scalar, times ``scale``; None for what it does not depend on.
 
     Raises:
         RuntimeError: the graph holds a reentrant checkpoint.
@@ -40,7 +65,7 @@ def differentiate(loss: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool)
             gradients = torch.autograd.grad(
                 loss,
                 inputs,
-                grad_outputs=torch.full_like(loss, _LOSS_SCALE),
+                grad_outputs=scale,
                 retain_graph=retain_graph,
                 allow_unused=True,
             )
@@ -73,26 +98,30 @@ def parameters_to_hold(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for _, parameter in parameters]
 
 
-def replay(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
-    """The value of ``loss`` with a graph of one node, whose gradients are those that :func:`differentiate` returned.
+def replay(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: Tensor) -> Tensor:
+    """The value of ``loss`` with a graph of one node, whose gradients :func:`differentiate` returned for ``scale``.
 
     They are multiplied by the incoming gradient, and so take part in loss scaling, gradient accumulation and the
     reduction of DistributedDataParallel like any others.
     """
     known = [(tensor, gradient) for tensor, gradient in zip(inputs, gradients, strict=True) if gradient is not None]
     held = tuple(gradient for _, gradient in known)
-    replayed = _Replay.apply(loss.detach(), held, *(tensor for tensor, _ in known))  # type: ignore[no-untyped-call]
+    inputs = [tensor for tensor, _ in known]
+    replayed = _Replay.apply(loss.detach(), scale, held, *inputs)  # type: ignore[no-untyped-call]
     return cast(Tensor, replayed)
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, loss: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)
+    def forward(
+        ctx: FunctionCtx, loss: Tensor, scale: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(scale, *gradients)
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        factor = incoming / _LOSS_SCALE
-        return (None, None, *(gradient * factor for gradient in ctx.saved_tensors))
+        scale, *gradients = ctx.saved_tensors
+        factor = incoming / scale
+        return (None, None, None, *(gradient * factor for gradient in gradients))

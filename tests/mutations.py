@@ -118,7 +118,7 @@ FAULTS = (
     Fault("one-sided KL", LOSSES, "(log_p.exp() - log_q.exp()) * (log_p - log_q)", "log_p.exp() * (log_p - log_q)"),
     Fault("ignored labels count", LOSSES, "labels != IGNORED_LABEL", "labels != IGNORED_LABEL - 1"),
     Fault("mean over all distributions", LOSSES, "return rows.sum() / counted.sum().clamp(min=1)", "return rows.mean()"),
-    Fault("held gradients keep the scale of the loss", "roast_optim/task_gradient.py", "factor = incoming / _LOSS_SCALE", "factor = incoming"),
+    Fault("held gradients keep the scale of the loss", "roast_optim/task_gradient.py", "factor = incoming / scale", "factor = incoming"),
 )  # fmt: skip
 
 

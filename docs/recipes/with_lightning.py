@@ -31,7 +31,7 @@ class Classifier(LightningModule):
 
     def __init__(self):
         super().__init__()
-        self.model = make_model()
+        self.model = make_model().train()  # from_pretrained() returns evaluation mode, which Lightning keeps
         self.adversary = AdversarialEmbedding(self.model)
         self.losses = []
 
@@ -48,10 +48,6 @@ class Classifier(LightningModule):
     def configure_optimizers(self):
         """The optimizer."""
         return RoastAdamW(selective_param_groups(self.model, weight_decay=0.01), lr=1e-3, alpha=0.6, beta=5.0)
-
-    def on_fit_start(self):
-        """Lightning leaves a submodule in the mode it finds it in, and from_pretrained() returns evaluation mode."""
-        self.model.train()
 
 
 def main(epochs=3):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 from ..optimizer import RoastAdamW
 
 
@@ -26,14 +29,19 @@ def refresh_at_epoch_end(optimizer: RoastAdamW) -> None:
 
 
 class UpdatedShare:
-    """The expected share of the optimizer's elements that a step updates, computed once per refresh."""
+    """The expected share of the optimizer's elements that a step updates, computed once while nothing changes it."""
 
     def __init__(self) -> None:
-        self._known: tuple[int, float] | None = None
+        self._optimizer: weakref.ref[RoastAdamW] | None = None
+        self._options: list[tuple[Any, ...]] = []
+        self._share = 1.0
 
     def of(self, optimizer: RoastAdamW) -> float:
         """A fraction of one; where parameters are sharded, every process must ask for it."""
-        refreshes = max(group["refreshes"] for group in optimizer.param_groups)
-        if self._known is None or self._known[0] != refreshes:
-            self._known = refreshes, optimizer.selection_stats()["expected_share"]
-        return self._known[1]
+        names = ("refreshes", "selective", "alpha", "beta")
+        options = [tuple(group[name] for name in names) for group in optimizer.param_groups]
+        known = self._optimizer() if self._optimizer is not None else None
+        if known is not optimizer or options != self._options:
+            self._share = optimizer.selection_stats()["expected_share"]
+            self._optimizer, self._options = weakref.ref(optimizer), options
+        return self._share

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..adversarial import AdversarialEmbedding
 from ..embedding_block import unwrapped
 from ..losses import IGNORED_LABEL
+from ..model_call import ModelCall
 from ..optimizer import RoastAdamW
 from ..param_groups import selective_param_groups
 from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer
@@ -163,6 +164,9 @@ class _TrainerAdversary(AdversarialEmbedding):
     given_divisor: Any = None
     loss_is_divided: bool = False
 
+    def _labels_are_shifted(self, call: ModelCall) -> bool:
+        return call.labels_are_shifted  # whoever computes the loss, the Trainer's labels are the model's
+
     def _differentiate(self, result: Any, call: Any, held: list[Tensor]) -> list[Tensor | None]:
         gradients = super()._differentiate(result, call, held)
         if self.loss_fn is not None:
@@ -220,6 +224,11 @@ class RoastTrainer(Trainer):
         if self.is_deepspeed_enabled or fsdp_version != 2:
             kind = "DeepSpeed" if self.is_deepspeed_enabled else f"fsdp_version={fsdp_version}"
             raise ValueError(f"{kind} flattens the parameters; use fsdp with fsdp_config={{'fsdp_version': 2}}")
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's training; what an earlier one has not logged is forgotten."""
+        self._loss_sums = {}
+        return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the optimizer, unless there is one, and the adversary; the model is not wrapped or compiled yet."""

@@ -18,7 +18,7 @@ class RoastCallback(Callback):
 
         def __init__(self, model):
             super().__init__()
-            self.model = model
+            self.model = model.train()  # from_pretrained() returns evaluation mode, which Lightning keeps
             self.adversary = AdversarialEmbedding(model)
 
         def training_step(self, batch, batch_index):

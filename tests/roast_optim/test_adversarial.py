@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -114,12 +115,25 @@ def test_perturbs_the_embedding_block(architecture: Architecture) -> None:
 @precisions
 def test_in_evaluation_mode_it_is_the_model_bit_for_bit(architecture: Architecture, precision: Precision) -> None:
     model, batch = architecture.model().eval(), architecture.batch()
-    with precision.context():
+    with precision.context(), torch.no_grad():
         expected = model(**batch)
         actual = AdversarialEmbedding(model)(**batch)
     assert type(actual) is type(expected)
     assert torch.equal(actual.loss, expected.loss)
     assert torch.equal(actual.logits, expected.logits)
+
+
+def test_a_forgotten_training_mode_is_said_once() -> None:
+    model, batch = ARCHITECTURES["bert"].model().eval(), ARCHITECTURES["bert"].batch()
+    adversary = AdversarialEmbedding(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad():
+            adversary(**batch)
+    with pytest.warns(UserWarning, match=r"evaluation mode.*model\.train\(\)") as caught:
+        losses = [adversary(**batch).loss for _ in range(2)]
+    assert [warning.filename for warning in caught] == [__file__]
+    assert torch.equal(losses[1], model(**batch).loss)
 
 
 def test_without_gradients_it_is_the_model_though_in_training_mode() -> None:

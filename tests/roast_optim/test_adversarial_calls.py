@@ -125,7 +125,8 @@ def test_a_plain_tensor_becomes_a_loss_and_logits() -> None:
 def test_with_loss_fn_evaluation_passes_no_labels_to_the_model() -> None:
     model, batch = PlainClassifier().eval(), BERT.batch()
     adversary = AdversarialEmbedding(model, loss_fn=F.cross_entropy)
-    assert torch.equal(adversary(**batch), model(batch["input_ids"], batch["attention_mask"]))
+    with torch.no_grad():
+        assert torch.equal(adversary(**batch), model(batch["input_ids"], batch["attention_mask"]))
 
 
 def test_labels_per_token_with_loss_fn_may_be_flat() -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
+from roast_optim.integrations.callbacks import UpdatedShare
 from roast_optim.integrations.huggingface import RoastCallback, RoastConfig, RoastTrainer
 from tests.models import ARCHITECTURES
 from tests.roast_optim.snapshot import assert_equal, snapshot
@@ -165,6 +166,42 @@ def test_a_second_model_from_model_init_gets_its_own_optimizer_and_adversary(tmp
     first = snapshot(roast_of(trainer))
     trainer.train()
     assert_equal(snapshot(roast_of(trainer)), first)
+
+
+def test_a_second_training_logs_what_a_first_one_would(tmp_path: Path) -> None:
+    trainer = RoastTrainer(
+        args=arguments(tmp_path, logging_steps=2, max_steps=3, logging_strategy="steps"),
+        model_init=lambda: ARCHITECTURES["bert"].model(),
+        train_dataset=rows("bert"),
+        roast=CONFIG,
+    )
+    logs = []
+    for _ in range(2):
+        trainer.train()
+        logs.append({name: value for name, value in trainer.state.log_history[0].items() if "loss" in name})
+    assert logs[0].keys() == {"loss", "task_loss", "adversarial_loss", "consistency_loss"}
+    assert logs[0] == logs[1]
+
+
+def test_the_updated_share_is_that_of_the_optimizer_that_is_asked() -> None:
+    share = UpdatedShare()
+    for alpha in (0.1, 0.9):
+        optimizer = RoastAdamW([nn.Parameter(torch.ones(50))], alpha=alpha, refresh_every=1, backend="reference")
+        optimizer.param_groups[0]["params"][0].grad = torch.arange(50.0)
+        optimizer.step()
+        assert share.of(optimizer) == optimizer.selection_stats()["expected_share"]
+        optimizer.param_groups[0]["alpha"] = 0.5
+        assert share.of(optimizer) == optimizer.selection_stats()["expected_share"]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2_language_model", "t5_sequence_to_sequence"])
+def test_next_to_no_label_smoothing_is_the_loss_of_the_model(tmp_path: Path, architecture: str) -> None:
+    logs = [
+        trained(tmp_path, architecture, max_steps=1, label_smoothing_factor=factor).state.log_history[0]
+        for factor in (0.0, 1e-9)
+    ]
+    for name in ("loss", "task_loss", "adversarial_loss", "consistency_loss"):
+        assert logs[1][name] == pytest.approx(logs[0][name], rel=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------------- logs

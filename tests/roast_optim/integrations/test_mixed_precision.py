@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from roast_optim import AdversarialEmbedding, RoastAdamW
@@ -51,6 +52,30 @@ def test_autocast_trains_close_to_float32(dtype: torch.dtype, architecture: str)
             optimizer.zero_grad()
             losses.setdefault(autocast, []).append(loss.item())
     assert losses[dtype] == pytest.approx(losses[None], rel=0.03)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "fast"])
+def test_a_large_loss_in_float16_is_learned_once_the_scales_are_low_enough(gradient: str) -> None:
+    """Here the sum over 512 samples: its gradients overflow at the scale with which training begins."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(5 * 8, 3)).train()
+    adversary = AdversarialEmbedding(
+        model, step_size=0.01, gradient=gradient, loss_fn=nn.CrossEntropyLoss(reduction="sum"), embedding=model[0]
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    tokens = torch.randint(9, (512, 5))
+    losses = []
+    for _ in range(40):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = adversary(tokens, labels=tokens[:, 0] % 3).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses.append(float(adversary.last_losses["task"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert scaler.get_scale() >= 2.0**4
 
 
 def test_a_step_skipped_for_infinite_gradients_changes_nothing_and_lowers_the_scale() -> None:

@@ -88,4 +88,4 @@ lint: $(READY)
 	MYPYPATH=build/types $(RUN) -m mypy -p roast_optim -p benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info kernels/native/_native*.so

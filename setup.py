@@ -19,6 +19,8 @@ class BuildNative(build_ext):
     """Compiles each file for its instruction set. Warnings are errors only with CXXFLAGS=-Werror: compilers differ."""
 
     def build_extension(self, extension: Extension) -> None:
+        if self.inplace:  # else a library of older sources would stay where these cannot be compiled
+            (NATIVE / Path(self.get_ext_filename(extension.name)).name).unlink(missing_ok=True)
         if platform.machine() in ("x86_64", "AMD64"):
             for file, flags in INSTRUCTION_SETS.items():
                 extension.extra_objects += self.compiler.compile(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ class Row:
     """One process's share of a model and of its training; bytes, of the process with the largest share."""
 
     parameters: int
+    block_parameters: int
+    blocks: int
     local_parameters: int
     adamw_memory: int
     roast_memory: int
@@ -112,6 +115,8 @@ def simulate(make_model: Callable[[], nn.Module], world_size: int) -> Row:
         with torch.device("meta"):
             model = make_model()
         parameters = sum(param.numel() for param in model.parameters())
+        blocks = [block for stack in transformer_blocks(model) for block in stack]
+        block_parameters = sum(param.numel() for block in blocks for param in block.parameters())
         shard(model)
         optimizer = RoastAdamW(selective_param_groups(model, weight_decay=0.01), backend="reference")
         held = dict.fromkeys(("param", "exp_avg", "exp_avg_sq", "importance", "rank_code"), 0)
@@ -127,6 +132,8 @@ def simulate(make_model: Callable[[], nn.Module], world_size: int) -> Row:
     adamw_traffic = 3 * held["param"] + 2 * moments
     return Row(
         parameters=parameters,
+        block_parameters=block_parameters,
+        blocks=len(blocks),
         local_parameters=held["param"] // 4,
         adamw_memory=adamw_memory,
         roast_memory=adamw_memory + held["importance"] + held["rank_code"],
@@ -135,24 +142,42 @@ def simulate(make_model: Callable[[], nn.Module], world_size: int) -> Row:
     )
 
 
-def collectives_of_training(adversarial: bool, world_size: int = 8) -> dict[str, float]:
-    """Bytes of the collectives of one forward and backward pass under FSDP2, in units of the model's bytes."""
+@dataclass(frozen=True)
+class Moved:
+    """How often the parameters of all blocks, and those outside of them, are gathered or reduced in a pass."""
+
+    blocks: float
+    rest: float
+
+    def bytes(self, row: Row) -> float:
+        """Of the model of the row, in float32."""
+        return 4 * (self.blocks * row.block_parameters + self.rest * (row.parameters - row.block_parameters))
+
+
+@cache
+def collectives_of_training(adversarial: bool, blocks: int, world_size: int = 8) -> dict[str, Moved]:
+    """What is gathered and what is reduced in one forward and backward pass under FSDP2.
+
+    Counted in a small model, by the size of what is moved. FSDP2 frees the blocks between their uses, and gathers them
+    again; what lies outside of them it keeps.
+    """
     config = transformers.BertConfig(
-        vocab_size=64, hidden_size=64, num_hidden_layers=8, num_attention_heads=2, intermediate_size=256
+        vocab_size=64, hidden_size=64, num_hidden_layers=blocks, num_attention_heads=2, intermediate_size=256
     )
     with fake_processes(world_size):
         model = transformers.BertForSequenceClassification(config).train()
-        size = sum(param.nbytes for param in model.parameters())
+        of_block = sum(param.nbytes for param in model.bert.encoder.layer[0].parameters())
         run = AdversarialEmbedding(model) if adversarial else model
         shard(model)
         batch = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "labels": torch.zeros(2, dtype=torch.long)}
         with Collectives() as collectives:
             run(**batch).loss.backward()
-    totals: dict[str, float] = {"gathered": 0.0, "reduced": 0.0}
-    for name, moved in collectives.seen:
-        kind = "gathered" if "allgather" in name else "reduced" if "reduce_scatter" in name else name
-        totals[kind] = totals.get(kind, 0.0) + moved / size
-    return totals
+    operators = {"gathered": "_allgather_base_", "reduced": "_reduce_scatter_base_"}
+    assert {name for name, _ in collectives.seen} == {*operators.values()}, collectives.seen
+    sizes = {kind: [moved for name, moved in collectives.seen if name == each] for kind, each in operators.items()}
+    return {
+        kind: Moved(moved.count(of_block) / blocks, len(moved) - moved.count(of_block)) for kind, moved in sizes.items()
+    }
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -166,7 +191,7 @@ def _bytes(value: float) -> str:
     return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
 
-def table(rows: dict[tuple[str, int], Row]) -> str:
+def memory_table(rows: dict[tuple[str, int], Row]) -> str:
     """Memory and memory traffic, as Markdown."""
     lines = [
         "| model | parameters | processes | memory per process: AdamW | RoastAdamW | bytes per parameter: AdamW | "
@@ -187,28 +212,35 @@ def table(rows: dict[tuple[str, int], Row]) -> str:
 
 def communication_table(rows: dict[tuple[str, int], Row]) -> str:
     """What each process sends, as Markdown: a ring sends (n - 1)/n of what is gathered or reduced."""
-    plain, adversarial = collectives_of_training(False), collectives_of_training(True)
     lines = [
         "| model | processes | forward and backward, plain | with the adversary | a step of RoastAdamW | a refresh |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (name, world_size), row in rows.items():
         ring = (world_size - 1) / world_size
-        sent = [sum(factors.values()) * 4 * row.parameters * ring for factors in (plain, adversarial)]
+        sent = [
+            ring * sum(moved.bytes(row) for moved in collectives_of_training(adversarial, row.blocks).values())
+            for adversarial in (False, True)
+        ]
         cells = [name, f"{world_size:,}", *map(_bytes, sent), "0 B", _bytes(2 * ring * REFRESH_BYTES)]
         lines.append("| " + " | ".join(cells) + " |")
-    factors = (
-        f"Counted in one pass of a model of eight blocks: plain training gathers {plain['gathered']:.2f} and reduces "
-        f"{plain['reduced']:.2f} times the model; with the adversary it gathers {adversarial['gathered']:.2f} and "
-        f"reduces {adversarial['reduced']:.2f} times."
+    return "\n".join(lines)
+
+
+def factors(blocks: int) -> str:
+    """How often a model of so many blocks is gathered and reduced, in words."""
+    plain, adversarial = (collectives_of_training(each, blocks) for each in (False, True))
+    return (
+        f"How often a model of {blocks} blocks is gathered in one pass, as counted in a small one: plain training, its "
+        f"blocks {plain['gathered'].blocks:.3g} times and the rest {plain['gathered'].rest:.3g}; with the adversary, "
+        f"{adversarial['gathered'].blocks:.3g} and {adversarial['gathered'].rest:.3g}. Either reduces the gradients once."
     )
-    return "\n".join(lines) + "\n\n" + factors
 
 
 def tables() -> str:
     """Both tables, computed now."""
     rows = {(name, size): simulate(make, size) for name, make in MODELS.items() for size in WORLD_SIZES}
-    return f"{table(rows)}\n\n### What processes send\n\n{communication_table(rows)}"
+    return f"{memory_table(rows)}\n\n### What processes send\n\n{communication_table(rows)}\n\n{factors(12)}"
 
 
 # ------------------------------------------------------------------------------------------------------------- overhead

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scaling import MODELS, PAGE, Row, simulate, table
+from benchmarks.scaling import (
+    MODELS,
+    PAGE,
+    Moved,
+    Row,
+    collectives_of_training,
+    communication_table,
+    memory_table,
+    simulate,
+)
 
 
 @pytest.mark.parametrize("world_size", [1, 1024])
 def test_the_page_shows_what_is_computed(world_size: int) -> None:
     row = simulate(MODELS["RoBERTa-base"], world_size)
-    assert table({("RoBERTa-base", world_size): row}).splitlines()[-1] in PAGE.read_text()
+    for table in (memory_table, communication_table):
+        assert table({("RoBERTa-base", world_size): row}).splitlines()[-1] in PAGE.read_text()
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_gradients_are_reduced_once_though_there_are_two_passes(adversarial: bool) -> None:
+    assert collectives_of_training(adversarial, blocks=3)["reduced"] == Moved(blocks=1, rest=1)
 
 
 def test_selection_costs_five_bytes_of_memory_and_nine_of_traffic_per_selective_parameter() -> None:

@@ -38,7 +38,9 @@ def loop(accelerator: Accelerator, accumulation: int = 1, steps: int = STEPS) ->
         if number == steps * accumulation:
             break
         with accelerator.accumulate(adversary.model):
-            accelerator.backward(adversary(**part).loss)
+            loss = adversary(**part).loss
+            assert loss.dtype == torch.float32
+            accelerator.backward(loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(parameters_of(optimizer), MAX_NORM)
             prepared.step()

@@ -18,9 +18,13 @@ INSTRUCTION_SETS = {
 class BuildNative(build_ext):
     """Compiles each file for its instruction set. Warnings are errors only with CXXFLAGS=-Werror: compilers differ."""
 
-    def build_extension(self, extension: Extension) -> None:
+    def run(self) -> None:
         if self.inplace:  # else a library of older sources would stay where these cannot be compiled
-            (NATIVE / Path(self.get_ext_filename(extension.name)).name).unlink(missing_ok=True)
+            for extension in self.extensions:
+                (NATIVE / Path(self.get_ext_filename(extension.name)).name).unlink(missing_ok=True)
+        super().run()
+
+    def build_extension(self, extension: Extension) -> None:
         if platform.machine() in ("x86_64", "AMD64"):
             for file, flags in INSTRUCTION_SETS.items():
                 extension.extra_objects += self.compiler.compile(

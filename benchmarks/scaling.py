@@ -233,7 +233,8 @@ def factors(blocks: int) -> str:
     return (
         f"How often a model of {blocks} blocks is gathered in one pass, as counted in a small one: plain training, its "
         f"blocks {plain['gathered'].blocks:.3g} times and the rest {plain['gathered'].rest:.3g}; with the adversary, "
-        f"{adversarial['gathered'].blocks:.3g} and {adversarial['gathered'].rest:.3g}. Either reduces the gradients once."
+        f"{adversarial['gathered'].blocks:.3g} and {adversarial['gathered'].rest:.3g}. Either reduces the gradients "
+        "once."
     )
 
 

@@ -25,14 +25,14 @@ class LossScale:
 
     def like(self, loss: Tensor) -> Tensor:
         """A scalar of the loss's dtype and device."""
-        return torch.ones_like(loss) * self._value
+        return (torch.ones_like(loss) * self._value).to(loss.dtype)
 
     def lower_after_overflow(self, gradients: Sequence[Tensor | None]) -> None:
         """Halve it if a gradient is not finite; the host does not wait for the answer."""
         known = [gradient for gradient in gradients if gradient is not None]
         if known:
             finite = nn.utils.get_total_norm(known, torch.inf).isfinite()
-            self._value = torch.where(finite, self._value, torch.as_tensor(self._value / 2).clamp(min=1.0))
+            self._value = (self._value * torch.where(finite, 1.0, 0.5)).clamp(min=1.0)
 
 
 def overflows_early(model: nn.Module, device: torch.device) -> bool:

@@ -163,8 +163,7 @@ def sum_over_lower_ranks(number: int, group: ProcessGroup, device: torch.device)
     rank = dist.get_rank(group)
     numbers = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)
     numbers[rank] = number
-    dist.all_reduce(numbers, group=group)
-    return int(numbers[:rank].sum())
+    return int(all_reduced(numbers, [group])[:rank].sum())
 
 
 def require_same(description: str, groups: Iterable[ProcessGroup], device: torch.device) -> None:

@@ -141,6 +141,23 @@ def test_a_report_says_what_roast_gains_over_each_other_method_on_their_common_s
     assert f"| roast_random | **{gain:.1f}** |" in gains
 
 
+def test_methods_with_different_numbers_of_seeds_are_ranked_on_those_that_all_have(tmp_path: Path) -> None:
+    more = [run("plain", 3, 0.1), run("roast", 3, 0.9)]  # would make a very good method of RoAST
+    better = [run("wconsol", seed, 0.9) for seed in range(3)]
+    once = [run("lp_ft", 0, 0.99)]
+    report.write_report([*PLAIN, *ROAST, *more, *better, *once], tmp_path)
+    ranking = (tmp_path / report.REPORT).read_text().split("that all of these have, 0, 1, 2, by average.\n")[1]
+    first, second, after = ranking.strip().splitlines()[2:5]
+    assert re.match(r"\| wconsol .*\*\*50\.0\*\* \(.*\) \|$", first)
+    assert re.match(r"\| roast .*_25\.0_ \(.*\) \|$", second)
+    assert not after.startswith("| lp_ft")
+
+
+def test_methods_with_the_same_seeds_have_no_second_table_of_improvement(tmp_path: Path) -> None:
+    report.write_report([*PLAIN, *ROAST], tmp_path)
+    assert "that all of these have" not in (tmp_path / report.REPORT).read_text()
+
+
 def test_variants_of_a_method_are_told_apart_by_what_differs() -> None:
     other = run("roast", 0, 0.9, options={"learning_rate": 2e-5})
     assert list(report.by_method([*PLAIN, *ROAST, other])) == [

@@ -25,6 +25,7 @@ from .markdown import (
 )
 from .methods import METHODS
 from .runs import Row, canonical, read_runs, settings_of
+from .settings import parse_assignment
 from .summary import Interval
 from .tuning import LEARNED, tuning_table
 
@@ -37,9 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs.jsonl files")
     parser.add_argument("--output", type=Path, default=Path("build/report"), metavar="DIR")
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only final runs with these settings, and no trials"
+    )
     options = parser.parse_args(arguments)
     try:
         rows = [row for path in options.runs for row in read_existing(path)]
+        for text in options.where:
+            rows = final_runs_where(rows, text)
         write_report(rows, options.output)
     except UserError as error:
         return tell(error)
@@ -51,6 +57,22 @@ def read_existing(path: Path) -> list[Row]:
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     return read_runs(path)
+
+
+def final_runs_where(rows: Sequence[Row], text: str) -> list[Row]:
+    """The final runs that have a setting, told as KEY=VALUE, with that value.
+
+    Raises:
+        UserError: no final run has it.
+    """
+    key, value = parse_assignment(text, "--where")
+    final = [row for row in rows if row["purpose"] == "final"]
+    found = [row for row in final if key in settings_of(row) and canonical(settings_of(row)[key]) == canonical(value)]
+    if not found:
+        values = sorted({str(settings_of(row)[key]) for row in final if key in settings_of(row)})
+        known = f"{key} is {', '.join(values)}" if values else f"none has a setting {key!r}"
+        raise UserError(f"--where {text!r}: there is no such final run; {known}")
+    return found
 
 
 def write_report(rows: Sequence[Row], output: Path) -> None:

@@ -110,10 +110,8 @@ def method_settings(settings: Settings) -> list[MethodSettings]:
 
 def parse_change(text: str, methods: tuple[str, ...]) -> tuple[tuple[str, ...], str, Any]:
     """Read "KEY=VALUE" (for all methods that have it) or "METHOD.KEY=VALUE": the methods meant, key and value."""
-    name, equals, written = text.partition("=")
+    name, value = parse_assignment(text, "--set", "KEY=VALUE or METHOD.KEY=VALUE")
     method, dot, key = name.rpartition(".")
-    if not equals or not key:
-        raise UserError(f"--set {text!r}: write KEY=VALUE or METHOD.KEY=VALUE")
     if dot and method not in METHODS:
         raise UserError(f"--set {text!r}: method {method!r} is unknown; known: {', '.join(METHODS)}")
     meant = (method,) if dot else methods
@@ -121,8 +119,19 @@ def parse_change(text: str, methods: tuple[str, ...]) -> tuple[tuple[str, ...], 
     if not having:
         known = sorted({*RECIPE_OPTIONS, *(option for each in meant for option in option_names(each))})
         raise UserError(f"--set {text!r}: {', '.join(meant)} has no option {key!r}; known: {', '.join(known)}")
-    try:
-        value = json.loads(written)
-    except ValueError:
-        value = written  # a word, such as norm=sign
     return having, key, value
+
+
+def parse_assignment(text: str, option: str, form: str = "KEY=VALUE") -> tuple[str, Any]:
+    """The key, and the value read as JSON or, if it is none, as a word.
+
+    Raises:
+        UserError: the text, given to the command-line option `option`, has not this form.
+    """
+    key, equals, written = text.partition("=")
+    if not equals or not key or key.endswith("."):
+        raise UserError(f"{option} {text!r}: write {form}")
+    try:
+        return key, json.loads(written)
+    except ValueError:
+        return key, written  # such as norm=sign

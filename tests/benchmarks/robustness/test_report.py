@@ -177,6 +177,35 @@ def test_methods_are_told_in_one_order_whatever_ran_first(tmp_path: Path) -> Non
     assert methods == ["plain", "roast", "roast_random", "of another version"]
 
 
+def test_only_runs_with_a_setting_are_told_and_compared(tmp_path: Path) -> None:
+    slower = [run("plain", seed, 0.5, options={"learning_rate": 0.5}) for seed in range(3)]
+    path, output = tmp_path / "runs.jsonl", tmp_path / "out"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*PLAIN, *ROAST, *slower, *TRIALS]))
+    assert report.main([str(path), "--output", str(output), "--where", "learning_rate=0.00001"]) == 0
+    text = (output / report.REPORT).read_text()
+    assert re.search(r"^\| plain \| 80\.0 ", text, re.MULTILINE)
+    assert re.search(r"^\| roast \| \*\*25\.0\*\*", text, re.MULTILINE)
+    assert "Trials" not in text
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("learning_rate=1", "--where 'learning_rate=1': there is no such final run; learning_rate is 1e-05"),
+        ("alpha=0.6", "--where 'alpha=0.6': there is no such final run; none has a setting 'alpha'"),
+        ("alpha", "--where 'alpha': write KEY=VALUE"),
+    ],
+)
+def test_a_condition_that_no_final_run_meets_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], condition: str, message: str
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*PLAIN, *TRIALS]))
+    assert report.main([str(path), "--output", str(tmp_path / "out"), "--where", condition]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_trials_alone_make_a_report_without_scores(tmp_path: Path) -> None:
     report.write_report(TRIALS, tmp_path)
     text = (tmp_path / "report.md").read_text()

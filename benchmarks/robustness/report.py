@@ -119,6 +119,7 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     first = everything[0]
     plain_and_roast = {label: [*seeds.values()] for label, seeds in runs.items() if label in ("plain", *roasts(runs))}
     over_plain = improvements(runs, runs.get("plain", {}))
+    common, ranking = ranking_on_common_seeds(runs)
     counts = sorted({len(seeds) for seeds in runs.values()})
     parts = [
         f"{first['train_rows']} training rows, {first['epochs']} epochs, seeds per method: "
@@ -129,7 +130,7 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
         "\nSeconds are of training alone, whatever else the machine did meanwhile; Cost is their ratio to plain's.\n",
         "\nRelative improvement over plain: how much of plain's distance to the best value is closed, in percent.\n",
         improvement_table(over_plain),
-        *ranking_on_common_seeds(runs),
+        *(ranking_of(common, ranking) if ranking else []),
         *roast_over_the_others(runs),
         "\nCalibration error with the model's own confidences and, as above, with a temperature chosen by "
         "cross-validation; and three measures of how the largest probability tells anomalies from the in-distribution "
@@ -148,29 +149,36 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     paths = {kind: output / f"{name}-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance")}
     drawn = {
         "reliability": pictures.reliability_diagram(paths["reliability"], plain_and_roast),
-        "improvement": pictures.improvement_bars(paths["improvement"], over_plain),
+        "improvement": pictures.improvement_bars(paths["improvement"], ranking or over_plain),
         "shift": pictures.set_points(paths["shift"], set_accuracies(runs, "shift")),
         "distance": pictures.distance_curves(paths["distance"], runs),
     }
     return parts + [f"![{kind}]({paths[kind].name})\n" for kind, done in drawn.items() if done]
 
 
-def ranking_on_common_seeds(runs: Runs) -> list[str]:
-    """Markdown: all methods by their average improvement, where they ran with different numbers of seeds.
+def ranking_on_common_seeds(runs: Runs) -> tuple[list[int], dict[str, dict[str, Interval | None]]]:
+    """Seeds, and the methods by their average improvement on them, where methods ran with different numbers of seeds.
 
-    A mean of five seeds and one of three are of different runs of plain fine-tuning too, so that the table above ranks
-    nobody. Methods with fewer than three seeds are left out here.
+    A mean of five seeds and one of three are of different runs of plain fine-tuning too: put side by side they rank
+    nobody. Methods with fewer than three seeds are left out. Nothing if all methods have the same seeds.
     """
     enough = {label: seeds for label, seeds in runs.items() if len(seeds) >= SEEDS_TO_RANK}
     common = set.intersection(*map(set, enough.values())) if "plain" in enough else set()
     if len(common) < SEEDS_TO_RANK or all(set(seeds) == common for seeds in enough.values()):
-        return []
+        return [], {}
     same = {label: {seed: seeds[seed] for seed in sorted(common)} for label, seeds in enough.items()}
     found = improvements(same, same["plain"])
-    ranked = sorted(found, key=lambda label: average_of(found[label]), reverse=True)
+    return sorted(common), {
+        label: found[label] for label in sorted(found, key=lambda label: average_of(found[label]), reverse=True)
+    }
+
+
+def ranking_of(seeds: Sequence[int], ranking: Mapping[str, Mapping[str, Interval | None]]) -> list[str]:
+    """Markdown of what `ranking_on_common_seeds` found."""
+    told = ", ".join(map(str, seeds))
     return [
-        f"\nThe same on the seeds that all of these have, {', '.join(map(str, sorted(common)))}, by average.\n",
-        improvement_table({label: found[label] for label in ranked}),
+        f"\nThe same on the seeds that all of these have, {told}, by average; so is the picture.\n",
+        improvement_table(ranking),
     ]
 
 

@@ -66,10 +66,11 @@ def final_runs_where(rows: Sequence[Row], text: str) -> list[Row]:
         UserError: no final run has it.
     """
     key, value = parse_assignment(text, "--where")
-    final = [row for row in rows if row["purpose"] == "final"]
-    found = [row for row in final if key in settings_of(row) and canonical(settings_of(row)[key]) == canonical(value)]
+    final = [(row, settings_of(row)) for row in rows if row["purpose"] == "final"]
+    having = [(row, settings[key]) for row, settings in final if key in settings]
+    found = [row for row, its_value in having if canonical(its_value) == canonical(value)]
     if not found:
-        values = sorted({str(settings_of(row)[key]) for row in final if key in settings_of(row)})
+        values = sorted({str(its_value) for _, its_value in having})
         known = f"{key} is {', '.join(values)}" if values else f"none has a setting {key!r}"
         raise UserError(f"--where {text!r}: there is no such final run; {known}")
     return found
@@ -119,7 +120,8 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     first = everything[0]
     plain_and_roast = {label: [*seeds.values()] for label, seeds in runs.items() if label in ("plain", *roasts(runs))}
     over_plain = improvements(runs, runs.get("plain", {}))
-    common, ranking = ranking_on_common_seeds(runs)
+    same = on_common_seeds(runs)
+    ranking = by_average(improvements(same, same.get("plain", {})))
     counts = sorted({len(seeds) for seeds in runs.values()})
     parts = [
         f"{first['train_rows']} training rows, {first['epochs']} epochs, seeds per method: "
@@ -130,7 +132,7 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
         "\nSeconds are of training alone, whatever else the machine did meanwhile; Cost is their ratio to plain's.\n",
         "\nRelative improvement over plain: how much of plain's distance to the best value is closed, in percent.\n",
         improvement_table(over_plain),
-        *(ranking_of(common, ranking) if ranking else []),
+        *([ranking_heading(same), improvement_table(ranking)] if ranking else []),
         *roast_over_the_others(runs),
         "\nCalibration error with the model's own confidences and, as above, with a temperature chosen by "
         "cross-validation; and three measures of how the largest probability tells anomalies from the in-distribution "
@@ -156,8 +158,8 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     return parts + [f"![{kind}]({paths[kind].name})\n" for kind, done in drawn.items() if done]
 
 
-def ranking_on_common_seeds(runs: Runs) -> tuple[list[int], dict[str, dict[str, Interval | None]]]:
-    """Seeds, and the methods by their average improvement on them, where methods ran with different numbers of seeds.
+def on_common_seeds(runs: Runs) -> dict[str, dict[int, Row]]:
+    """Every method with the seeds that all methods have, where they ran with different numbers of them.
 
     A mean of five seeds and one of three are of different runs of plain fine-tuning too: put side by side they rank
     nobody. Methods with fewer than three seeds are left out. Nothing if all methods have the same seeds.
@@ -165,26 +167,23 @@ def ranking_on_common_seeds(runs: Runs) -> tuple[list[int], dict[str, dict[str, 
     enough = {label: seeds for label, seeds in runs.items() if len(seeds) >= SEEDS_TO_RANK}
     common = set.intersection(*map(set, enough.values())) if "plain" in enough else set()
     if len(common) < SEEDS_TO_RANK or all(set(seeds) == common for seeds in enough.values()):
-        return [], {}
-    same = {label: {seed: seeds[seed] for seed in sorted(common)} for label, seeds in enough.items()}
-    found = improvements(same, same["plain"])
-    return sorted(common), {
-        label: found[label] for label in sorted(found, key=lambda label: average_of(found[label]), reverse=True)
-    }
+        return {}
+    return {label: {seed: seeds[seed] for seed in sorted(common)} for label, seeds in enough.items()}
 
 
-def ranking_of(seeds: Sequence[int], ranking: Mapping[str, Mapping[str, Interval | None]]) -> list[str]:
-    """Markdown of what `ranking_on_common_seeds` found."""
-    told = ", ".join(map(str, seeds))
-    return [
-        f"\nThe same on the seeds that all of these have, {told}, by average; so is the picture.\n",
-        improvement_table(ranking),
-    ]
+def ranking_heading(same: Runs) -> str:
+    seeds = ", ".join(map(str, same["plain"]))
+    return f"\nThe same on the seeds that all of these have, {seeds}, by average; so is the picture.\n"
 
 
-def average_of(found: Mapping[str, Interval | None]) -> float:
-    average = found["Average"]
-    return average.value if average is not None else float("-inf")
+def by_average(found: Mapping[str, Mapping[str, Interval | None]]) -> dict[str, Mapping[str, Interval | None]]:
+    """What `improvements` returned, the best average first."""
+
+    def average(label: str) -> float:
+        interval = found[label]["Average"]
+        return interval.value if interval is not None else float("-inf")
+
+    return {label: found[label] for label in sorted(found, key=average, reverse=True)}
 
 
 def roast_over_the_others(runs: Runs) -> list[str]:

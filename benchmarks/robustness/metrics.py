@@ -16,8 +16,20 @@ TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 BELOW_ONE = 1 - torch.finfo(torch.float32).eps  # torchmetrics has an 11th bin for a confidence that is 1 in float32
 
 
+def finite(logits: Tensor) -> Tensor:
+    """The logits.
+
+    Raises:
+        ValueError: one is not finite: whatever is computed from it would look like a score.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(f"{int((~torch.isfinite(logits)).any(-1).sum())} of {len(logits)} predictions are not finite")
+    return logits
+
+
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """softmax(logits / temperature), float64."""
+    """softmax(logits / temperature), float64. Logits that are not finite raise ValueError."""
+    logits = finite(logits)
     return torch.softmax(logits.double() / temperature, dim=-1)
 
 
@@ -37,7 +49,7 @@ def scored_labels(logits: Tensor, labels: Tensor, merged: Mapping[int, int]) -> 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of rows whose largest logit is at the label."""
-    return float(multiclass_accuracy(logits, labels, num_classes=logits.shape[-1], average="micro"))
+    return float(multiclass_accuracy(finite(logits), labels, num_classes=logits.shape[-1], average="micro"))
 
 
 def calibration_error(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,6 +133,15 @@ def load_classifier(name: str, task: Task, max_length: int, seed: int) -> Classi
         model.config.pad_token_id = tokenizer.pad_token_id
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Classifier(model.to(device).float(), tokenizer, max_length)
+
+
+def weights_digest(name: str, task: Task) -> str:
+    """Of the pre-trained weights, without the new head: 12 hexadecimal digits that change with any of them."""
+    found = hashlib.sha256()
+    for key, values in load_classifier(name, task, 1, 0).model.base_model.state_dict().items():
+        found.update(key.encode())
+        found.update(values.cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()[:12]
 
 
 def locate(name: str) -> str | Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_tuning_sees_the_validation_set_only(model_folder: Path, sentiment_folde
         (["--set", "speed=1"], "has no option 'speed'; known: "),
         (["--task", "entailment"], "no set with role train"),
         (["--train-set", "other"], "train set 'other'"),
-        (["--data", "nowhere"], "data 'nowhere': give 'demo', 'hub', or a folder"),
+        (["--data", "nowhere"], "data 'nowhere': give 'demo' or 'hub' alone, or folders"),
         (["--model", "nowhere/at/all"], "model 'nowhere/at/all' cannot be loaded"),
         (["--set", "roast.alpha=2"], "alpha"),
         (["--set", "roast.step_size=big"], "step_size"),
@@ -161,14 +162,14 @@ def test_a_foreign_line_stops_the_study_before_any_run(
 def test_a_preset_is_only_a_set_of_defaults() -> None:
     settings = command.read_settings(["--preset", "demo", "--epochs", "7", "--set", "roast.alpha=0.5"])
     demo = command.read_settings(["--preset", "demo"])
-    assert (settings.epochs, settings.data, settings.methods) == (7, "demo", ("plain", "roast"))
+    assert (settings.epochs, settings.data, settings.methods) == (7, ("demo",), ("plain", "roast"))
     assert settings.changes == (*demo.changes, "roast.alpha=0.5")
 
 
 def test_the_environment_names_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROAST_DATA", "some/folder")
-    assert command.read_settings([]).data == "some/folder"
-    assert command.read_settings(["--data", "hub"]).data == "hub"
-    assert command.read_settings(["--preset", "demo"]).data == "demo"
+    monkeypatch.setenv("ROAST_DATA", os.pathsep.join(["some/folder", "another"]))
+    assert command.read_settings([]).data == ("some/folder", "another")
+    assert command.read_settings(["--data", "hub"]).data == ("hub",)
+    assert command.read_settings(["--preset", "demo"]).data == ("demo",)
     monkeypatch.delenv("ROAST_DATA")
-    assert command.read_settings([]).data == "demo"
+    assert command.read_settings([]).data == ("demo",)

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from .attack import Swap, apply_swaps, attack, swaps_between
@@ -78,10 +79,9 @@ def with_swaps(clean: EvaluationSet, swaps: Sequence[Swap]) -> EvaluationSet:
     """The set with swaps in its texts."""
     texts = apply_swaps(clean.texts(), swaps)
     columns = [name for name in clean.rows.column_names if name != "label"]
-    rows = clean.rows.remove_columns(columns)
-    for name, values in zip(columns, zip(*texts, strict=True), strict=True):
-        rows = rows.add_column(name, list(values))
-    return replace(clean, rows=rows.select_columns(clean.rows.column_names))
+    changed = dict(zip(columns, map(list, zip(*texts, strict=True)), strict=True))
+    rows = Dataset.from_dict({name: changed.get(name) or clean.rows[name][:] for name in clean.rows.column_names})
+    return replace(clean, rows=rows)
 
 
 def stored(logits: Tensor, name: str) -> Tensor:

@@ -124,10 +124,11 @@ def load_classifier(name: str, task: Task, max_length: int, seed: int) -> Classi
             tokenizer = AutoTokenizer.from_pretrained(path)
             torch.manual_seed(seed)
             model = AutoModelForSequenceClassification.from_pretrained(path, config=config)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of the file formats' own types: pickles, safetensors, JSON, a tokenizer's
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {name!r} cannot be loaded: {first_line}") from error
     if tokenizer.pad_token is None:  # GPT-2 and Llama have none
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

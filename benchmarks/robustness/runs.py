@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, shortened
+from .errors import UserError
 
 Row = dict[str, Any]
 
@@ -152,16 +152,16 @@ def problem_of(row: Any) -> str | None:
         if key not in row:
             return f"key {key!r} is missing"
         if not isinstance(row[key], kind) or isinstance(row[key], bool):
-            return f"{key} is {shortened(repr(row[key]))}"
+            return f"{key} is {row[key]!r}"
     if row["purpose"] not in PURPOSES:
-        return f"purpose is {shortened(repr(row['purpose']))}"
+        return f"purpose is {row['purpose']!r}"
     for name, scores in row.get("per_set", {}).items():
         found = scores if isinstance(scores, dict) else {}
         measure = "auroc" if found.get("role") == "anomaly" else "accuracy"
         needed: dict[str, type | tuple[type, ...]] = {"role": str, "rows": int, measure: (float, int)}
         for key, kind in needed.items():
             if not isinstance(found.get(key), kind):
-                return f"per_set has no {key} of {shortened(repr(name))}"
+                return f"per_set has no {key} of {name!r}"
     return None
 
 

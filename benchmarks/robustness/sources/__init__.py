@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data import Suite, Task
 from ..errors import UserError
 from .demo import load_demo
-from .folder import MANIFEST, load_folders
+from .folder import MANIFEST, is_file, load_folders
 from .hub import load_hub
 
 
@@ -27,6 +27,6 @@ def load_suite(sources: Sequence[str], task: Task, train_set: str | None = None)
     if tuple(sources) == ("hub",):
         return load_hub(task)
     for each in sources:
-        if not (Path(each) / MANIFEST).is_file():
+        if not is_file(Path(each) / MANIFEST):
             raise UserError(f"data {each!r}: give 'demo' or 'hub' alone, or folders that hold a {MANIFEST} each")
     return load_folders([Path(each) for each in sources], task, train_set)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from datasets import Dataset
 
 from ..data import TASKS, EvaluationSet, Role, Suite, Task, labelled, split, unlabelled
-from ..errors import UserError, shortened
+from ..errors import UserError
 
 MANIFEST = "MANIFEST.tsv"
 MANIFEST_COLUMNS = ("file", "task", "role", "rows", "source", "licence")
@@ -102,6 +102,14 @@ def load_folders(folders: Sequence[Path], task: Task, train_set: str | None = No
     return Suite(task, source, read_labelled(train, task), validation, in_distribution, tuple(others))
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False too for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def manifest_digest(folder: Path) -> str:
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:8]
 
@@ -125,15 +133,15 @@ def read_manifest(folder: Path) -> list[Entry]:
     for where, values in read_tsv(folder / MANIFEST, MANIFEST_COLUMNS, may_be_blank=("source", "licence")):
         path = folder / values["file"]
         if values["task"] not in TASK_NAMES:
-            raise UserError(f"{where}: unknown task {shortened(repr(values['task']))}; known: {', '.join(TASK_NAMES)}")
+            raise UserError(f"{where}: unknown task {values['task']!r}; known: {', '.join(TASK_NAMES)}")
         if values["role"] not in ROLES:
-            raise UserError(f"{where}: unknown role {shortened(repr(values['role']))}; known: {', '.join(ROLES)}")
+            raise UserError(f"{where}: unknown role {values['role']!r}; known: {', '.join(ROLES)}")
         if not values["rows"].isdecimal():
-            raise UserError(f"{where}: rows is {shortened(repr(values['rows']))}; it must be a whole number")
+            raise UserError(f"{where}: rows is {values['rows']!r}; it must be a whole number")
+        if not is_file(path):
+            raise UserError(f"{where}: file {values['file']!r} does not exist in {folder}")
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{where}: file {shortened(repr(values['file']))} lies outside {folder}")
-        if not path.is_file():
-            raise UserError(f"{where}: file {shortened(repr(values['file']))} does not exist in {folder}")
+            raise UserError(f"{where}: file {values['file']!r} lies outside {folder}")
         notes = f"{values['source']} {values['licence']}"
         entries.append(Entry(where, path, values["task"], values["role"], int(values["rows"]), notes))
     return entries
@@ -181,9 +189,7 @@ def read_labelled(entry: Entry, task: Task) -> Dataset:
     for where, values in counted(entry, read_tsv(entry.path, (*task.text_columns, "label"))):
         label = values["label"]
         if label not in known_labels:
-            raise UserError(
-                f"{where}: unknown label {shortened(repr(label))}; task {task.name!r} has {task.describe_labels()}"
-            )
+            raise UserError(f"{where}: unknown label {label!r}; task {task.name!r} has {task.describe_labels()}")
         texts.append(tuple(values[column] for column in task.text_columns))
         labels.append(int(label))
     return labelled(task, texts, labels)
@@ -219,9 +225,7 @@ def read_tsv(path: Path, needed: tuple[str, ...], may_be_blank: tuple[str, ...] 
             if any("\r" in each for each in fields):
                 raise UserError(f"{where}: its lines end with CR alone; save it with LF or CRLF")
             if missing:
-                raise UserError(
-                    f"{where}: column {missing[0]!r} is missing; the header has {shortened(', '.join(header))}"
-                )
+                raise UserError(f"{where}: column {missing[0]!r} is missing; the header has {', '.join(header)}")
             continue
         if len(fields) != len(header):
             raise UserError(f"{where}: {len(fields)} fields, but the header has {len(header)}")

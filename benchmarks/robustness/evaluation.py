@@ -37,7 +37,8 @@ def score_predictions(suite: Suite, predictions: Predictions) -> dict[str, Any]:
     labelled_sets = [suite.in_distribution, *suite.role("shift"), *suite.role("adversarial")]
     if ATTACK in predictions.logits:
         labelled_sets.append(attacked_set(suite, len(predictions[ATTACK]), predictions.swaps))
-    per_set = {each.name: score(suite, each, predictions[each.name]) for each in labelled_sets}
+    temperature = validation_temperature(suite, predictions)
+    per_set = {each.name: score(suite, each, predictions[each.name], temperature) for each in labelled_sets}
     inside = predictions[suite.in_distribution.name]
     for each in suite.role("anomaly"):
         outside = predictions[each.name]
@@ -52,8 +53,17 @@ def score_predictions(suite: Suite, predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def score(suite: Suite, evaluation_set: EvaluationSet, logits: Tensor) -> dict[str, Any]:
-    """All scores of a labelled set: role, rows, accuracy, both calibration errors, reliability bins and groups."""
+def validation_temperature(suite: Suite, predictions: Predictions) -> float:
+    """The one temperature that suits the validation set best."""
+    return metrics.best_temperature(predictions[suite.validation.name], torch.tensor(suite.validation.rows["label"][:]))
+
+
+def score(suite: Suite, evaluation_set: EvaluationSet, logits: Tensor, temperature: float) -> dict[str, Any]:
+    """All scores of a labelled set: role, rows, accuracy, calibration errors, reliability bins and groups.
+
+    Args:
+        temperature: found on validation data; of `ece_validation_temperature`.
+    """
     true_labels = evaluation_set.rows["label"][:]
     labels = metrics.scored_labels(logits, torch.tensor(true_labels), evaluation_set.merged_labels)
     right = (logits.argmax(-1) == labels).tolist()
@@ -64,6 +74,7 @@ def score(suite: Suite, evaluation_set: EvaluationSet, logits: Tensor) -> dict[s
         "accuracy": metrics.accuracy(logits, labels),
         "ece": metrics.cross_validated_calibration_error(logits, labels),
         "ece_top_label": metrics.calibration_error(logits, labels),
+        "ece_validation_temperature": metrics.calibration_error(logits, labels, temperature),
         "reliability": metrics.reliability(logits, labels),
         "groups": groups,
         "worst_group": worst(groups),

@@ -46,7 +46,7 @@ class Predictions:
 def predict_suite(
     classifier: Classifier, suite: Suite, attack_rows: int = 0, observer: Observer = SILENT
 ) -> Predictions:
-    """Logits on all sets but the validation set, and on rows of the in-distribution test that our attack changed.
+    """Logits on all sets, and on rows of the in-distribution test that our attack changed.
 
     Args:
         attack_rows: how many rows are attacked, for this very model; 0 for no attack.
@@ -54,7 +54,7 @@ def predict_suite(
     Raises:
         DivergedError: a prediction is not finite.
     """
-    sets = [suite.in_distribution, *suite.others]
+    sets = {each.name: each for each in (suite.validation, suite.in_distribution, *suite.others)}.values()
     observer.stage("evaluation", len(sets) + (attack_rows > 0))
     logits = {}
     for each in sets:

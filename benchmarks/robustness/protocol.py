@@ -55,7 +55,6 @@ class Protocol:
     def __init__(self, regime: Regime, data: Sequence[str], output: Path) -> None:
         self.regime = regime
         self.store = RunStore(output / RUNS)
-        self.data = tuple(data)
         task = TASKS[regime.task]
         suite = load_suite(data, task, regime.train_set)
         sampled = suite.sampled(regime.train_rows, regime.rows)
@@ -69,14 +68,8 @@ class Protocol:
 
     def run(self, purpose: str, trial: Trial, seed: int) -> Due:
         """The run of a method with its settings and a seed."""
-        regime, suite = self.regime, self.suites[purpose]
-        settings = Settings(
-            task=regime.task, methods=(trial.method,), model=regime.model, data=self.data, train_set=regime.train_set,
-            purpose=purpose, first_seed=seed, epochs=regime.epochs, train_rows=regime.train_rows, eval_rows=regime.rows,
-            attack_rows=regime.attack_rows if purpose == "final" else 0,
-            evaluation_precision=regime.precision,
-            changes=(f'precision="{regime.precision}"', *trial.changes()), output=self.store.path.parent,
-        )  # fmt: skip
+        suite = self.suites[purpose]
+        settings = settings_for(self.regime, purpose, trial, seed)
         ((identity, method),) = planned(settings, suite, method_settings(settings))
         identity |= {"protocol": PROTOCOL, "content": {"data": suite.digest, "weights": self.weights}}
         return Due(identity, settings, method, suite)
@@ -156,6 +149,16 @@ class Protocol:
             for trial in chosen.values()
             if trial is not None and self.recorded("final", trial, seed) is None
         ]
+
+
+def settings_for(regime: Regime, purpose: str, trial: Trial, seed: int) -> Settings:
+    """A run as the study's command would be told to do it; where the data and the output are is not in it."""
+    return Settings(
+        task=regime.task, methods=(trial.method,), model=regime.model, train_set=regime.train_set, purpose=purpose,
+        first_seed=seed, epochs=regime.epochs, train_rows=regime.train_rows, eval_rows=regime.rows,
+        attack_rows=regime.attack_rows if purpose == "final" else 0, evaluation_precision=regime.precision,
+        changes=(f'precision="{regime.precision}"', *trial.changes()),
+    )  # fmt: skip
 
 
 def mean_of(rows: Sequence[Row | None], key: str) -> float | None:

@@ -115,8 +115,12 @@ def write_whole(descriptor: int, line: bytes, path: Path) -> None:
 
 
 def identity_of(row: Row) -> str:
-    """Two runs with the same identity and the same content are the same run."""
-    return canonical({"protocol": row.get("protocol", 1), **{key: row[key] for key in IDENTITY}})
+    """Two runs with the same identity and the same content are the same run.
+
+    A model is known by its name alone: it may come from the hub at one time and from a folder at another.
+    """
+    named = {key: row[key] for key in IDENTITY}
+    return canonical({"protocol": row.get("protocol", 1), **named, "model": Path(row["model"]).name})
 
 
 def succeeded(rows: Iterable[Row]) -> list[Row]:

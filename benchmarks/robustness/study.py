@@ -89,15 +89,22 @@ def digest_of(identity: Row) -> str:
 
 def planned(settings: Settings, suite: Suite, methods: list[MethodSettings]) -> Iterator[tuple[Row, MethodSettings]]:
     """The identity of every run and the method it is of; all methods of one seed before the next seed."""
+    yield from planned_on(settings, suite.source, len(suite.train), methods)
+
+
+def planned_on(
+    settings: Settings, source: str, train_rows: int, methods: list[MethodSettings]
+) -> Iterator[tuple[Row, MethodSettings]]:
+    """The same without the data at hand: its name, and how many rows are trained on, are enough."""
     for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
         for method in methods:
             recipe = asdict(method.recipe)
             epochs = recipe.pop("epochs")
             options = {
-                **method.create(suite.task).options(),
+                **method.create(TASKS[settings.task]).options(),
                 **recipe,
                 "betas": list(recipe["betas"]),  # as it comes back from JSON
-                "data": suite.source,
+                "data": source,
                 "train_set": settings.train_set,
                 "eval_rows": settings.eval_rows,
                 "attack_rows": settings.attack_rows,
@@ -113,7 +120,7 @@ def planned(settings: Settings, suite: Suite, methods: list[MethodSettings]) -> 
                     "model": settings.model,
                     "seed": seed,
                     "options": options,
-                    "train_rows": len(suite.train),
+                    "train_rows": train_rows,
                     "epochs": epochs,
                 },
                 method,

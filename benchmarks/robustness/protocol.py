@@ -1,4 +1,4 @@
-"""`python -m benchmarks.robustness.protocol REGIME trials|final`: the runs of PROTOCOL.md, one after the other.
+"""`python -m benchmarks.robustness.protocol REGIME trials|final|status`: the runs of PROTOCOL.md, one after the other.
 
 Settings are chosen by successive halving on validation data; the chosen ones run with many seeds. What is due follows
 from what is recorded, so that any number of workers can start, stop and go on: each takes a run that no other holds.
@@ -92,6 +92,8 @@ class Protocol:
         """Settings and seeds of the rounds up to the first one that is not complete."""
         alive = list(settings)
         for round_, (seed, count) in enumerate(zip(TRIAL_SEEDS, SURVIVORS, strict=True)):
+            if round_ and not self.reference():
+                return
             alive = alive[:count] if round_ == 0 else self.best(alive, TRIAL_SEEDS[:round_])[:count]
             yield from ((trial, seed) for trial in alive)
             if any(self.recorded("tuning", trial, seed) is None for trial in alive):
@@ -113,20 +115,37 @@ class Protocol:
                 found.append((accuracy >= highest - LEARNED, sum(scores) / len(scores), -place))
         return [settings[-place] for _, _, place in sorted(found, reverse=True)]
 
+    def reference(self) -> dict[str, float | None]:
+        """The mean scores of all settings of plain fine-tuning with the first seed; empty until all are recorded.
+
+        It weighs the columns by what plain fine-tuning leaves to gain in each.
+        """
+        rows = [self.recorded("tuning", trial, TRIAL_SEEDS[0]) for trial in self.regime.trials["plain"]]
+        if None in rows:
+            return {}
+        done = [row for row in rows if row is not None and "failed" not in row]
+        return {each.key: mean_of(done, each.key) for each in PERSPECTIVES}
+
     def score(self, row: Row) -> float:
-        """Mean over the columns that there are of the relative improvement over the regime's fixed reference."""
-        reference = self.regime.reference
-        gains = [
-            (row[each.key] - reference[each.key]) / (each.best - reference[each.key])
-            for each in PERSPECTIVES
-            if row[each.key] is not None
+        """Mean over the columns that there are of the relative improvement over :meth:`reference`."""
+        gains = self.gains(row)
+        return sum(gains) / len(gains) if gains else 0.0
+
+    def gains(self, row: Row) -> list[float]:
+        reference = self.reference()
+        found = [(each, row[each.key], reference.get(each.key)) for each in PERSPECTIVES]
+        return [
+            (value - plain) / (each.best - plain)
+            for each, value, plain in found
+            if value is not None and plain is not None and plain != each.best
         ]
-        return float(sum(gains) / len(gains))
 
     def chosen(self, method: str) -> Trial | None:
         """The setting that the trials of a method chose; None as long as they are not done."""
         settings = self.regime.trials[method]
-        if any(self.recorded("tuning", trial, seed) is None for trial, seed in self.open_trials(settings)):
+        if not self.reference() or any(
+            self.recorded("tuning", trial, seed) is None for trial, seed in self.open_trials(settings)
+        ):
             return None
         finalists = self.best(self.best(settings, TRIAL_SEEDS[:1])[: SURVIVORS[1]], TRIAL_SEEDS[:2])[: SURVIVORS[2]]
         ranked = self.best(finalists, TRIAL_SEEDS)
@@ -163,7 +182,8 @@ def settings_for(regime: Regime, purpose: str, trial: Trial, seed: int) -> Setti
 
 def mean_of(rows: Sequence[Row | None], key: str) -> float | None:
     values = [row[key] for row in rows if row is not None and "failed" not in row]
-    return sum(values) / len(values) if len(values) == len(rows) else None
+    complete = len(values) == len(rows) > 0 and None not in values
+    return sum(values) / len(values) if complete else None
 
 
 @contextmanager
@@ -224,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness.protocol", description=__doc__)
     add = parser.add_argument
     add("regime", choices=REGIMES)
-    add("stage", choices=("trials", "final"))
+    add("stage", choices=("trials", "final", "status"), help="status prints what the trials have said so far")
     add_data(parser)
     add("--methods", nargs="+", metavar="METHOD", help="of the final runs; all that the regime tries if not given")
     add("--seeds", type=positive, default=SEEDS[0], metavar="N", help="of the final runs; a look's number")
@@ -233,7 +253,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        work(Protocol(REGIMES[options.regime], options.data, options.output), options, console)
+        protocol = Protocol(REGIMES[options.regime], options.data, options.output)
+        if options.stage == "status":
+            from .trials_table import trials_table
+
+            console.print(trials_table(protocol), markup=False, highlight=False, soft_wrap=True)
+        else:
+            work(protocol, options, console)
     except UserError as error:
         return tell(error)
     except KeyboardInterrupt:

@@ -52,7 +52,6 @@ class RunStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[Row] = []
         try:  # now: what cannot be written should not be noticed after hours of training
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -66,14 +65,15 @@ class RunStore:
     def reread(self) -> None:
         """Learn of the runs that other processes have added."""
         self.rows = read_runs(self.path)
+        self.by_identity: dict[str, list[Row]] = {}
+        for row in self.rows:
+            self.by_identity.setdefault(identity_of(row), []).append(row)
 
     def find(self, identity: Row) -> Row | None:
         """The recorded run with these values of IDENTITY; a record from before content was recorded fits any."""
-        wanted, content = identity_of(identity), identity.get("content")
-        for row in self.rows:
-            if identity_of(row) == wanted and row.get("content", content) == content:
-                return row
-        return None
+        content = identity.get("content")
+        alike = self.by_identity.get(identity_of(identity), [])
+        return next((row for row in alike if row.get("content", content) == content), None)
 
     def append(self, row: Row) -> None:
         """Add a run to the file; it has reached the disk on return.
@@ -95,6 +95,7 @@ class RunStore:
         finally:
             os.close(descriptor)
         self.rows.append(row)
+        self.by_identity.setdefault(identity_of(row), []).append(row)
 
 
 def write_whole(descriptor: int, line: bytes, path: Path) -> None:

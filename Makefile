@@ -78,12 +78,12 @@ bench: $(READY)
 study-smoke: $(READY)
 	$(RUN) -m benchmarks.robustness --preset smoke
 
-# mypy knows nothing of setup.py's package_dir: build/types shows it the packages as they are installed.
+# mypy knows nothing of roast_optim.kernels.__path__: build/types shows it the packages as they are installed.
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	rm -rf build/types && mkdir -p build/types/roast_optim
-	ln -s $(CURDIR)/roast_optim/* build/types/roast_optim/
+	ln -s $(filter-out %/kernels,$(wildcard $(CURDIR)/roast_optim/*)) build/types/roast_optim/
 	ln -s $(CURDIR)/kernels build/types/roast_optim/kernels
 	MYPYPATH=build/types $(RUN) -m mypy -p roast_optim -p benchmarks
 

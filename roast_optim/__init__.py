@@ -1,22 +1,9 @@
 """Robust fine-tuning by swapping the optimizer: RoAST (arXiv 2312.04032) for any PyTorch loop."""
 
-import importlib
-
-try:
-    importlib.import_module(".kernels", __name__)
-except ModuleNotFoundError as error:
-    if error.name != "roast_optim.kernels":
-        raise
-    raise ImportError(
-        "roast_optim.kernels is not here: this is the source tree of roast_optim, in which the kernels lie in a folder "
-        "of their own. Run 'pip install -e .' in it, or leave the folder to use the installed package",
-        name="roast_optim.kernels",
-    ) from error
-
 from .adversarial import AdversarialEmbedding
 from .losses import symmetric_kl
 from .optimizer import RoastAdamW
 from .param_groups import selective_param_groups
 
 __all__ = ["AdversarialEmbedding", "RoastAdamW", "selective_param_groups", "symmetric_kl"]
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place; pyproject.toml takes it from here without importing the package

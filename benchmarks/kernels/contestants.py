@@ -21,8 +21,6 @@ STRAIGHTFORWARD = "straightforward torch RoAST"
 ALPHA, BETA = 0.9, 10.0  # the paper's, for sentiment
 RECIPE: dict[str, Any] = {"lr": 1e-5, "weight_decay": 0.01}
 
-_NOT_STREAMED = ("step", "importance")  # state that is not read for each element in each step
-
 
 def cannot_run(backend: str, device: torch.device) -> str | None:
     """Why that backend cannot run on that device in this process; None when it can."""
@@ -130,16 +128,12 @@ def double_argsort(scores: list[Tensor]) -> Tensor:
 
 
 def step_bytes(optimizer: Optimizer) -> float:
-    """Bytes that a step has to read and write: parameter and moments both; gradient and all other state is read only.
-
-    Importance is left to the caller, as not every step touches it.
-    """
+    """Bytes that a step has to read and write: parameter and moments both, gradient and rank code are read only."""
     moved = 0.0
     for parameter, state in optimizer.state.items():
-        moments = [tensor for name, tensor in state.items() if "exp_avg" in name]
-        others = [tensor for name, tensor in state.items() if "exp_avg" not in name and name not in _NOT_STREAMED]
-        read = [tensor for tensor in (parameter.grad, *others) if tensor is not None]
-        moved += sum(tensor.nbytes for tensor in read) + 2 * sum(tensor.nbytes for tensor in [parameter, *moments])
+        read = [tensor for tensor in (parameter.grad, state.get("rank_code")) if tensor is not None]
+        both = [parameter, state["exp_avg"], state["exp_avg_sq"]]
+        moved += sum(tensor.nbytes for tensor in read) + 2 * sum(tensor.nbytes for tensor in both)
     return moved
 
 

@@ -172,6 +172,11 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         process.wait(10)
     except subprocess.TimeoutExpired:  # it hangs inside of the driver; the next stage will say what that means
         print(f"process {process.pid} cannot be ended", flush=True)
+    end = time.monotonic() + 1.0  # the others are ended too, which takes a moment
+    with suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < end:
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
 
 
 @contextmanager

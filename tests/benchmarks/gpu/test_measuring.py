@@ -24,6 +24,7 @@ from benchmarks.gpu.stages import environment, graph, kernel_tests
 from benchmarks.gpu.table import table
 from benchmarks.kernels.contestants import ranked
 from benchmarks.kernels.pairs import Contestant
+from tests.benchmarks.gpu.written import rows
 
 
 class OnAGpu(Report):
@@ -51,10 +52,6 @@ class Clock:
             self.now += seconds
 
         return run
-
-
-def rows(where: Report) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in where.rows.read_text().splitlines()]
 
 
 def test_gpu_time_is_that_between_the_events_per_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

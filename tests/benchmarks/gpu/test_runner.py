@@ -98,7 +98,7 @@ time.sleep(60)
     assert found["hangs"]["reason"] == "ended after 2 s"
     assert [row["what"] for row in found["hangs"]["rows"]] == ["answer"]
     assert found["next"]["status"] == "done"
-    assert not any(map(is_alive, map(int, pids.read_text().split())))
+    wait_for(lambda: not any(map(is_alive, map(int, pids.read_text().split()))))
 
 
 def test_what_a_stage_leaves_running_is_ended_before_the_next(stage: MakeStage, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ open({str(pid)!r}, "w").write(str(child.pid))
 """
     results = run([stage("leaves", code)], tmp_path / "out")
     assert results.stages[0].status == "done"
-    assert not is_alive(int(pid.read_text()))
+    wait_for(lambda: not is_alive(int(pid.read_text())))
 
 
 def test_stages_get_what_the_budget_leaves_and_are_skipped_when_nothing_is_left(
@@ -202,7 +202,7 @@ def test_ending_the_command_in_the_middle_leaves_readable_results(
         else:
             assert [found[name]["status"] for name in ("second", "third")] == ["interrupted", "skipped"]
             assert [row["what"] for row in found["second"]["rows"]] == ["answer"]
-            assert not is_alive(int(pid.read_text()))
+            wait_for(lambda: not is_alive(int(pid.read_text())))
     finally:
         for each in (process.pid, int(pid.read_text())):
             if is_alive(each):

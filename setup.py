@@ -36,6 +36,7 @@ class BuildNative(build_ext):
 setup(
     packages=[
         "roast_optim",
+        "roast_optim.evaluation",
         "roast_optim.integrations",
         "roast_optim.kernels",
         "roast_optim.kernels.native",

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from benchmarks.robustness.models import MINILM, locate, quiet_transformers
+from benchmarks.robustness.models import MINILM, locate
 from roast_optim import AdversarialEmbedding, symmetric_kl
+from roast_optim.evaluation.classifier import quiet_transformers
 from roast_optim.kernels import triton
 from roast_optim.perturbation import perturbation
 

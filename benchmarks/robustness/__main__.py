@@ -10,13 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from roast_optim.evaluation.errors import UserError, tell
+from roast_optim.evaluation.files import write_json
+
 from .arguments import add_data, not_negative, positive
 from .data import TASKS
-from .errors import UserError, tell
-from .files import write_json
 from .methods import METHODS
 from .models import MINILM
-from .pictures import reliability_diagram
+from .pictures import reliability_of_runs
 from .runs import PURPOSES, Row
 from .settings import PRESETS, Settings
 from .study import RUNS, run_study
@@ -52,7 +53,7 @@ def report(settings: Settings, rows: Sequence[Row], console: Console) -> None:
     write_json(settings.output / RESULTS, {"settings": chosen, "methods": methods, "runs": list(rows)})
     runs = {method: [row for row in rows if row["method"] == method] for method in methods}
     shown = {method: found for method, found in runs.items() if method in ("plain", "roast")} or runs
-    reliability_diagram(settings.output / RELIABILITY, shown)
+    reliability_of_runs(settings.output / RELIABILITY, shown)
     console.print(f"Written to {settings.output}: {RESULTS}, {RELIABILITY}, {RUNS}")
 
 

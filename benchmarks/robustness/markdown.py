@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from roast_optim.evaluation.scores import PERSPECTIVES, Perspective, mean
+from roast_optim.evaluation.tables import percent
+
 from .runs import Row
-from .summary import (
-    PERSPECTIVES,
-    Interval,
-    Perspective,
-    improvement_interval,
-    mean,
-    score_interval,
-    set_score_interval,
-)
-from .table import percent
+from .summary import Interval, improvement_interval, score_interval, set_score_interval
 
 Runs = Mapping[str, Mapping[int, Row]]  # label of a method -> seed -> its run
 

@@ -18,19 +18,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from roast_optim.evaluation.errors import UserError, tell
+from roast_optim.evaluation.progress import SILENT
+from roast_optim.evaluation.scores import PERSPECTIVES
+
 from .arguments import add_data, positive
 from .data import TASKS, Suite
-from .errors import UserError, tell
 from .frozen_attack import frozen
 from .looks import SEEDS
 from .models import weights_digest
-from .progress import SILENT
 from .regimes import REGIMES, Regime, Trial
 from .runs import PROTOCOL, Row, RunStore
 from .settings import MethodSettings, Settings, method_settings
 from .sources import load_suite
 from .study import RUNS, digest_of, planned, record
-from .summary import PERSPECTIVES
 from .tuning import LEARNED
 
 TRIAL_SEEDS = (100, 101, 102)  # which no final run uses

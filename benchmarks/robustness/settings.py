@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from roast_optim.evaluation.errors import UserError
+
 from .data import TASKS, Task
-from .errors import UserError
 from .methods import METHODS, create_method, option_names
 from .models import MINILM
 from .training import Method, Recipe

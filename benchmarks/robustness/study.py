@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.progress import Observer, ProgressBar
+
 from .data import TASKS, Suite, sample, texts_of
 from .distance import DistanceFromPretrained
-from .errors import DivergedError, UserError
+from .errors import DivergedError
 from .evaluation import score_predictions
 from .models import load_classifier, weights_digest
 from .predictions import Predictions, predict_suite, save_predictions
-from .progress import Observer, ProgressBar
 from .runs import Row, RunStore, canonical, identity_of, succeeded
 from .settings import MethodSettings, Settings, method_settings
 from .sources import load_suite

@@ -10,28 +10,12 @@ from typing import Any
 import numpy
 from scipy.stats import t as student
 
-from .metrics import relative_improvement
+from roast_optim.evaluation.metrics import relative_improvement
+from roast_optim.evaluation.scores import PERSPECTIVES, Perspective, mean
+
 from .runs import Row
 
 RESAMPLES = 3125  # as many as there are of five seeds: up to there it is all of them, beyond they are drawn
-
-
-@dataclass(frozen=True)
-class Perspective:
-    """A score by its key in a run, its title in tables, and its best value."""
-
-    key: str
-    title: str
-    best: float
-
-
-PERSPECTIVES = (
-    Perspective("acc_in", "In-dist.", 1.0),
-    Perspective("acc_shift", "Shift", 1.0),
-    Perspective("acc_adv", "Adversarial", 1.0),
-    Perspective("ece", "ECE", 0.0),
-    Perspective("auroc", "AUROC", 1.0),
-)
 
 
 @dataclass(frozen=True)
@@ -153,9 +137,3 @@ def mean_scores(runs: Sequence[Row]) -> dict[str, float | None]:
 
 def improved(score: float | None, plain: float | None, best: float) -> float | None:
     return None if score is None or plain is None else relative_improvement(score, plain, best)
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are there."""
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None

@@ -11,9 +11,11 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.robustness.data import TASKS, Texts
-from benchmarks.robustness.errors import UserError
-from benchmarks.robustness.models import Classifier, TrainingBatches, load_classifier
+from benchmarks.robustness.data import TASKS
+from benchmarks.robustness.models import TrainingBatches, load_classifier
+from roast_optim.evaluation.classifier import Classifier
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.sets import Texts
 
 SENTIMENT, ENTAILMENT = TASKS["sentiment"], TASKS["entailment"]
 TEXTS: list[Texts] = [("this film is really great , lovely and superb",), ("awful",), ("a tedious story",)] * 20

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from benchmarks.robustness import frozen_attack, looks, protocol
 from benchmarks.robustness.data import Suite
-from benchmarks.robustness.errors import DivergedError, UserError
+from benchmarks.robustness.errors import DivergedError
 from benchmarks.robustness.protocol import Protocol, claim, work
 from benchmarks.robustness.regimes import REGIMES, Regime, by_rate
 from benchmarks.robustness.runs import read_runs
 from benchmarks.robustness.trials_table import trials_table
+from roast_optim.evaluation.errors import UserError
 
 RATES = (1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3)
 

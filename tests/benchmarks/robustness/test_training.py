@@ -12,12 +12,12 @@ from torch import Tensor
 
 from benchmarks.robustness import training
 from benchmarks.robustness.data import TASKS, Suite, texts_of
-from benchmarks.robustness.errors import UserError
 from benchmarks.robustness.methods import METHODS, create_method, option_names
 from benchmarks.robustness.methods.smart import Smart
 from benchmarks.robustness.models import TrainingBatches, load_classifier
-from benchmarks.robustness.progress import SILENT, Observer
 from benchmarks.robustness.training import Method, Recipe, Training, train
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.progress import SILENT, Observer
 
 SENTIMENT = TASKS["sentiment"]
 RECIPE = Recipe(epochs=2, learning_rate=1e-3)

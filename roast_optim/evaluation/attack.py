@@ -17,9 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .data import Texts
+from .progress import SILENT, Observer
+from .sets import Texts
 
 Predict = Callable[[Sequence[Texts]], Tensor]  # texts -> logits [rows, labels]
+ATTACK = "character_swaps"  # name of the set that the attack makes
 CHANGED_SHARE = 0.2  # of the words, rounded up
 MOST_WORDS = 64  # words considered per text; removal costs one prediction each
 
@@ -49,9 +51,17 @@ class Target:
     def with_word(self, position: int, word: str) -> Texts:
         return self.with_words([*self.words[:position], word, *self.words[position + 1 :]])
 
+    def swaps_from(self, turn: int) -> int:
+        """How many swaps there are to try in the words whose turn comes then or later."""
+        return sum(len(swaps(self.words[position])) for position in self.order[turn:])
 
-def attack(predict: Predict, texts: Sequence[Texts], labels: Sequence[int]) -> list[Texts]:
-    """The texts after the attack, in their order; texts that the model gets wrong anyway are returned unchanged."""
+
+def attack(predict: Predict, texts: Sequence[Texts], labels: Sequence[int], observer: Observer = SILENT) -> list[Texts]:
+    """The texts after the attack, in their order; texts that the model gets wrong anyway are returned unchanged.
+
+    Args:
+        observer: told of two stages, whose steps are the texts that are predicted; `predict` tells it of each.
+    """
     attacked = list(texts)
     predicted = predict(texts).argmax(-1).tolist()
     targets = [
@@ -59,9 +69,14 @@ def attack(predict: Predict, texts: Sequence[Texts], labels: Sequence[int]) -> l
         for row, (text, label, guess) in enumerate(zip(texts, labels, predicted, strict=True))
         if guess == label
     ]
-    rank_words(predict, targets)
+    rank_words(predict, targets, observer)
+    observer.stage("attack: swapping characters", sum(target.swaps_from(0) for target in targets))
     for turn in range(max((len(target.order) for target in targets), default=0)):
-        swap_in_next_word(predict, [each for each in targets if not each.fooled and turn < len(each.order)], turn)
+        standing = [each for each in targets if not each.fooled and turn < len(each.order)]
+        swap_in_next_word(predict, standing, turn)
+        observer.advance(
+            steps=sum(each.swaps_from(turn + 1) for each in standing if each.fooled)
+        )  # not needed any more
     for target in targets:
         attacked[target.row] = target.with_words(target.words)
     return attacked
@@ -103,7 +118,7 @@ def swaps(word: str) -> list[str]:
     return list(dict.fromkeys(swapped))
 
 
-def rank_words(predict: Predict, targets: list[Target]) -> None:
+def rank_words(predict: Predict, targets: list[Target], observer: Observer) -> None:
     """Set each target's order: the words whose removal hurts most, as many as may be changed."""
     candidates = [
         (target, position)
@@ -114,6 +129,7 @@ def rank_words(predict: Predict, targets: list[Target]) -> None:
     shortened = [
         target.with_words(target.words[:position] + target.words[position + 1 :]) for target, position in candidates
     ]
+    observer.stage("attack: ordering words", len(shortened))
     remaining = right_probability(predict, shortened, [target.label for target, _ in candidates])
     by_target: dict[int, list[tuple[float, int]]] = {}
     for (target, position), probability in zip(candidates, remaining, strict=True):

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import pytest
 
-from benchmarks.robustness.files import atomic_write, write_json
+from roast_optim.evaluation.files import atomic_write, write_json
 
 
 def interrupted(file: BinaryIO, error: type[BaseException]) -> None:

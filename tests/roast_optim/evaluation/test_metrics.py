@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.robustness import metrics
+from roast_optim.evaluation import metrics
 
 
 def logits_of(*probabilities: float) -> Tensor:
@@ -34,7 +34,7 @@ def test_a_confidence_of_one_falls_in_the_last_bin() -> None:
     # In one bin: mean confidence 0.96, half right, error 0.46. In two: wrong at 1, right at 0.92: (1 + 0.08) / 2.
     logits = torch.cat([torch.tensor([[-1000.0, 1000.0]], dtype=torch.float64), logits_of(0.92)])
     assert metrics.calibration_error(logits, torch.tensor([0, 1])) == pytest.approx(0.46, abs=1e-6)
-    assert metrics.reliability(logits, torch.tensor([0, 1]))["rows"] == [0] * 9 + [2]
+    assert metrics.reliability(logits, torch.tensor([0, 1])).rows == [0] * 9 + [2]
 
 
 def test_temperature_divides_the_logits() -> None:
@@ -68,9 +68,9 @@ def test_the_calibration_protocol_needs_no_ten_rows() -> None:
 
 def test_reliability_sums_per_bin() -> None:
     bins = metrics.reliability(logits_of(0.92, 0.98, 0.25), torch.tensor([1, 0, 0]))
-    assert bins["rows"] == [0, 0, 0, 0, 0, 0, 0, 1, 0, 2]
-    assert bins["right"] == [0, 0, 0, 0, 0, 0, 0, 1, 0, 1]
-    assert bins["confidence"][9] == pytest.approx(1.9)
+    assert bins.rows == [0, 0, 0, 0, 0, 0, 0, 1, 0, 2]
+    assert bins.right == [0, 0, 0, 0, 0, 0, 0, 1, 0, 1]
+    assert bins.confidence[9] == pytest.approx(1.9)
 
 
 def test_merged_predictions_count_as_the_label_they_are_merged_into() -> None:

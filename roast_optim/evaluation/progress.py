@@ -1,4 +1,4 @@
-"""What the study tells about its progress: a bar with loss and time left, or nothing."""
+"""What a long command tells about its progress: a bar with time left, or nothing."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Observer:
     def stage(self, name: str, steps: int) -> None:
         """A new stage begins, which will take so many steps."""
 
-    def advance(self, loss: float | None = None) -> None:
-        """One step is done."""
+    def advance(self, loss: float | None = None, *, steps: int = 1) -> None:
+        """So many steps are done."""
 
 
 SILENT = Observer()
@@ -58,8 +58,8 @@ class ProgressBar(Observer):
     def stage(self, name: str, steps: int) -> None:
         self.current = self.progress.add_task(f"{self.run}: {name}", total=steps, loss="")
 
-    def advance(self, loss: float | None = None) -> None:
+    def advance(self, loss: float | None = None, *, steps: int = 1) -> None:
         if self.current is None:
             return
         shown = {} if loss is None else {"loss": f"loss {loss:.3f}"}
-        self.progress.update(self.current, advance=1, **shown)  # type: ignore[arg-type]
+        self.progress.update(self.current, advance=steps, **shown)  # type: ignore[arg-type]

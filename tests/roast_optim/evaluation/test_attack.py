@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.robustness.attack import CHANGED_SHARE, attack, swaps
-from benchmarks.robustness.data import Texts
-from benchmarks.robustness.models import Classifier
+from roast_optim.evaluation.attack import CHANGED_SHARE, attack, swaps
+from roast_optim.evaluation.classifier import Classifier
+from roast_optim.evaluation.sets import Texts
 
 WEIGHTS = {"great": 2.0, "good": 1.0, "awful": -2.0, "poor": -1.0}
 

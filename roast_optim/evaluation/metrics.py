@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 
 import numpy
 import torch
@@ -88,19 +89,40 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     return float(2 ** minimize_scalar(cross_entropy, bounds=(-4, 4), method="bounded").x)
 
 
-def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
-    """What a reliability diagram shows: rows, summed confidence and right predictions of each of the ten bins."""
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """What a reliability diagram shows, of each of ten bins of confidence from the lowest to the highest.
+
+    Args:
+        rows: how many there are.
+        confidence: the sum of their confidences.
+        right: how many of them are predicted correctly.
+    """
+
+    rows: list[float]
+    confidence: list[float]
+    right: list[float]
+
+    @classmethod
+    def pooled(cls, several: Iterable[ReliabilityBins]) -> ReliabilityBins:
+        """The bins of several sets, added up."""
+        added: ReliabilityBins = cls(*([0.0] * BINS for _ in fields(cls)))
+        for each in several:
+            added = cls(*(numpy.add(getattr(added, one.name), getattr(each, one.name)).tolist() for one in fields(cls)))
+        return added
+
+
+def reliability(logits: Tensor, labels: Tensor) -> ReliabilityBins:
+    """The bins of a reliability diagram, without any temperature."""
     confidence, predicted = probabilities(logits).max(-1)
     bins = (confidence.clamp(max=BELOW_ONE) * BINS).long()
 
     def summed(values: Tensor) -> list[float]:
         return [float(each) for each in torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, values.double())]
 
-    return {
-        "rows": summed(torch.ones_like(confidence)),
-        "confidence": summed(confidence),
-        "right": summed(predicted == labels),
-    }
+    return ReliabilityBins(
+        rows=summed(torch.ones_like(confidence)), confidence=summed(confidence), right=summed(predicted == labels)
+    )
 
 
 def anomaly_scores(inside: Tensor, outside: Tensor) -> dict[str, float]:

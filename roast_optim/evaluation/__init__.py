@@ -1,0 +1,3 @@
+"""How robust is a classifier of texts? Five columns: in-distribution, shift, adversarial, calibration, anomalies."""
+
+from __future__ import annotations

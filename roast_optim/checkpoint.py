@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .kernels.step import STATE_TENSORS, DtypeOf, TensorField
 from .options import GROUP_COUNTERS, check_group
 from .sharding import local, sharding_of
-from .state import State, make_selection_state
+from .state import State, make_state
 from .user_warning import warn
 
 if TYPE_CHECKING:
     from .optimizer import RoastAdamW
 
-_SELECTION_KEYS = ("importance", "rank_code")
 # Without these, rank codes mean nothing. The options of AdamW may be missing, as it allows.
 _SELECTION_OPTIONS = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
 
@@ -73,11 +73,9 @@ def _check_state(index: int, state: dict[str, Any], param: Tensor, saved_group: 
     """Raise ValueError for a state that cannot be the parameter's."""
     if not state:
         return
-    keys = ["exp_avg", "exp_avg_sq"]
-    keys += ["max_exp_avg_sq"] if saved_group.get("amsgrad") else []
-    # One of the two without the other is a damaged checkpoint; neither is one of plain AdamW.
-    keys += _SELECTION_KEYS if any(key in state for key in _SELECTION_KEYS) else ()
-    for key in keys:
+    for key, described in STATE_TENSORS.items():
+        if not described.per_element or not _is_expected(described, state, saved_group):
+            continue
         value = state.get(key)
         if not isinstance(value, Tensor):
             raise ValueError(f"state_dict: parameter {index} lacks {key}, or it is not a tensor")
@@ -96,6 +94,16 @@ def _check_state(index: int, state: dict[str, Any], param: Tensor, saved_group: 
     _check_step(index, state.get("step"))
 
 
+def _is_expected(described: TensorField, state: dict[str, Any], saved_group: dict[str, Any]) -> bool:
+    """Whether a checkpoint must have a tensor.
+
+    Of what the same option asks for, some without the rest is damaged; none at all is a checkpoint of plain AdamW.
+    """
+    if described.replaceable:
+        return any(key in state for key, other in STATE_TENSORS.items() if other.needs == described.needs)
+    return described.needs is None or bool(saved_group.get(described.needs))
+
+
 def _check_step(index: int, step: object) -> None:
     """A step count is a number, as AdamW of old saved it, or a tensor of one; draws count to 2**32."""
     real = isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex()
@@ -106,17 +114,19 @@ def _check_step(index: int, step: object) -> None:
 
 def _check_values(key: str, index: int, value: Tensor) -> None:
     """Raise ValueError for dtypes and numbers that no optimizer has saved: kernels look some of them up in tables."""
-    expected = {"rank_code": torch.uint8, "importance": torch.float32}.get(key)
-    if not value.is_floating_point() if expected is None else value.dtype != expected:
-        right = expected or "a floating-point dtype"
+    kind = STATE_TENSORS[key].dtype
+    fixed = kind not in (DtypeOf.PARAMETER, DtypeOf.MOMENT)
+    expected = kind.resolved(value.dtype, value.dtype)
+    if value.dtype != expected if fixed else not value.is_floating_point():
+        right = expected if fixed else "a floating-point dtype"
         raise ValueError(f"state_dict: {key} of parameter {index} is {value.dtype}, not {right}: it is damaged")
     if value.layout != torch.strided:
         raise ValueError(f"state_dict: {key} of parameter {index} is {value.layout}, not {torch.strided}")
-    if key == "importance" and (importance := local(value)).numel():
-        smallest, largest = importance.aminmax()  # NaN if there is one
+    if STATE_TENSORS[key].is_ranked and (own := local(value)).numel():
+        smallest, largest = own.aminmax()  # NaN if there is one
         if not (smallest >= 0 and largest <= torch.finfo(torch.float32).max):
             raise ValueError(
-                f"state_dict: importance of parameter {index} lies between {float(smallest)} and {float(largest)}, not "
+                f"state_dict: {key} of parameter {index} lies between {float(smallest)} and {float(largest)}, not "
                 "between 0 and the largest float32: it is damaged"
             )
 
@@ -138,9 +148,8 @@ def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any], previous: list[d
             if not state:
                 continue
             _undo_casts(state, state_dict["state"][index], param, capturable=group["capturable"])
-            if group["selective"] and "rank_code" not in state:
-                make_selection_state(state, group, param)
-                foreign = True
+            foreign = foreign or (group["selective"] and "rank_code" not in state)
+            make_state(state, group, param, optimizer.options.state_dtype)
     if foreign:
         warn(
             "the state_dict was saved by an optimizer without selection (AdamW): its moments are taken, importance "

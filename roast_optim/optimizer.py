@@ -13,7 +13,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import checkpoint
 from .backends import backend_for, check_backend
 from .importance import RankedTensors, fill_magnitude_scores_, fill_random_scores_, refresh_rank_codes
-from .kernels.backend import Backend, Placement, Selection
+from .kernels.backend import Backend
+from .kernels.step import Position, Selection, StepOptions, StepRow
 from .masking import selection_tables
 from .options import GROUP_COUNTERS, RoastOptions, check_group
 from .sharding import (
@@ -21,13 +22,14 @@ from .sharding import (
     check_process_group,
     local,
     mesh_groups,
-    placement,
+    position_of,
     require_same,
     shard_groups,
     sum_over_lower_ranks,
 )
-from .state import State, StepTensors, checked_gradient, make_selection_state, make_state
+from .state import State, make_state, step_row
 from .statistics import selection_stats
+from .step_plans import PlannedStep, StepPlans
 from .user_warning import warn
 
 if TYPE_CHECKING:
@@ -123,6 +125,7 @@ class RoastAdamW(Optimizer):
         self._measuring = False
         self._has_stepped = False
         self._first_id = 0
+        self._plans = self._new_plans()
         self._warned: set[str] = set()
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -150,25 +153,27 @@ class RoastAdamW(Optimizer):
             check_group(self.param_groups[-1])
             for param in self.param_groups[-1]["params"]:
                 self._backend_of(param.device)
-            self.placements = self._place()
+            self.positions = self._place()
         except Exception:
             self.param_groups.pop()
             raise
 
-    def _place(self) -> dict[Tensor, Placement]:
+    def _place(self) -> dict[Tensor, Position]:
         """Where each parameter lies in the whole; its id is its index in the state_dict, from `_first_id` up."""
+        self._plans.clear()
+        self._placed_sizes = {param: param.numel() for group in self.param_groups for param in group["params"]}
         ids: dict[Tensor, int] = {}
         every = (param for group in self.param_groups for param in group["params"])
         for parameter_id, param in enumerate(every, self._first_id):
             ids.setdefault(param, parameter_id)
-        return {param: placement(param, parameter_id) for param, parameter_id in ids.items()}
+        return {param: position_of(param, parameter_id) for param, parameter_id in ids.items()}
 
     def _number_after_earlier_stages(self) -> None:
         """Let the ids of a pipeline stage follow those of the stages before it, lest two parameters share draws."""
         if self.process_group is not None:
             count = sum(len(group["params"]) for group in self.param_groups)
             self._first_id = sum_over_lower_ranks(count, self.process_group, self._device())
-            self.placements = self._place()
+            self.positions = self._place()
 
     def _backend_of(self, device: torch.device) -> Backend:
         return backend_for(self.backend, device, self._warn_once)
@@ -206,54 +211,55 @@ class RoastAdamW(Optimizer):
     # learning rate.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _take_step(self) -> None:
-        fresh = len(self.state) == 0
+        had_state = len(self.state) > 0
         if not self._has_stepped:
             self._number_after_earlier_stages()
-        gathered = [(group, self._gather(group)) for group in self.param_groups]
+        planned = self._planned_steps()
         # A process of a process group takes every step with the others, even if nothing of its own has a gradient.
-        if not any(by_device for _, by_device in gathered) and self.process_group is None:
+        if not any(planned) and self.process_group is None:
             return
         first, self._has_stepped = not self._has_stepped, True
         if first:
             self._require_same_on_all_processes()
         if self._measuring:
-            for _, by_device in gathered:
-                for device, tensors in by_device.items():
-                    if tensors.importances and self.options.importance == "gradient":
-                        self._backend_of(device).accumulate_importance_(tensors.importances, tensors.grads)
-            return
-        if first and self._only_makes_state(fresh, gathered):
-            return
+            self._accumulate(planned)
+        elif not (first and self._only_makes_state(had_state, planned)):
+            self._update(planned)
+            self._refresh_if_due()
 
-        for group, by_device in gathered:
+    def _planned_steps(self) -> list[list[PlannedStep]]:
+        """What the step of each group has to do; makes missing state and notices what has changed."""
+        return [self._plans.of_group(number, group, self.state) for number, group in enumerate(self.param_groups)]
+
+    def _accumulate(self, planned: list[list[PlannedStep]]) -> None:
+        for group, steps in zip(self.param_groups, planned, strict=True):
+            if group["selective"] and self.options.importance == "gradient":
+                for _, plan, grads in steps:
+                    plan.accumulate(grads)
+
+    def _update(self, planned: list[list[PlannedStep]]) -> None:
+        for group, steps in zip(self.param_groups, planned, strict=True):
             group["steps_since_refresh"] += 1
             accumulate = (
                 group["selective"]
                 and self.options.importance == "gradient"
                 and group["steps_since_refresh"] % self.options.importance_every == 0
             )
-            for device, tensors in by_device.items():
-                self._backend_of(device).roast_adamw_(
-                    tensors.params,
-                    tensors.grads,
-                    tensors.exp_avgs,
-                    tensors.exp_avg_sqs,
-                    tensors.max_exp_avg_sqs,
-                    tensors.state_steps,
-                    tensors.importances,
-                    tensors.rank_codes,
-                    tensors.placements,
+            for device, plan, grads in steps:
+                options = StepOptions(
                     lr=_scalar(group["lr"]),
                     beta1=_scalar(group["betas"][0]),
                     beta2=_scalar(group["betas"][1]),
                     eps=group["eps"],
                     weight_decay=group["weight_decay"],
-                    amsgrad=group["amsgrad"],
                     maximize=group["maximize"],
                     capturable=group["capturable"],
                     accumulate=accumulate,
                     selection=self._selection(group, device),
                 )
+                plan.step(grads, options)
+
+    def _refresh_if_due(self) -> None:
         every = self.options.refresh_every
         if every is not None and self._steps_since_refresh() >= every:
             self.refresh()
@@ -264,41 +270,29 @@ class RoastAdamW(Optimizer):
         counting = [group for group in self.param_groups if group["selective"] or self.process_group is not None]
         return max((group["steps_since_refresh"] for group in counting), default=0)
 
-    def _gather(self, group: dict[str, Any]) -> dict[torch.device, StepTensors]:
-        """The tensors of ``group`` that have a gradient; makes missing state."""
-        by_device: dict[torch.device, StepTensors] = {}
-        for param in group["params"]:
-            grad = checked_gradient(param)
-            if grad is None:
-                continue
-            state = self._state_of(group, param)
-            tensors = by_device.get(param.device)
-            if tensors is None:
-                tensors = by_device[param.device] = StepTensors()
-            tensors.append(group, param, grad, state, self._placement_of(param))
-        return by_device
-
-    def _placement_of(self, param: Tensor) -> Placement:
-        if param not in self.placements:  # Accelerate puts the shards in the place of the parameters
-            self.placements = self._place()
-        return self.placements[param]
+    def _position_of(self, param: Tensor) -> Position:
+        # Accelerate puts the shards in the place of the parameters; others give a parameter another size.
+        if self._placed_sizes.get(param) != param.numel():
+            self.positions = self._place()
+        return self.positions[param]
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> State:
         state: State = self.state[param]
-        if not state:
-            make_state(state, group, param, self.options.state_dtype)
-        elif group["selective"] and "rank_code" not in state:  # the group was not selective until now
-            make_selection_state(state, group, param)
+        make_state(state, group, param, self.options.state_dtype)
         return state
 
-    def _only_makes_state(
-        self, fresh: bool, gathered: list[tuple[dict[str, Any], dict[torch.device, StepTensors]]]
-    ) -> bool:
+    def _row_of(self, group: dict[str, Any], param: Tensor) -> StepRow:
+        state = self._state_of(group, param)
+        return step_row(state, group, param, self._position_of(param))
+
+    def _new_plans(self) -> StepPlans:
+        return StepPlans(self._row_of, self._backend_of)
+
+    def _only_makes_state(self, had_state: bool, planned: list[list[PlannedStep]]) -> bool:
         """Whether this is the step by which distributed checkpoints make state: lr = 0 and all gradients zero."""
-        if any(float(group["lr"]) != 0 for group, _ in gathered):
+        if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
-        all_tensors = [tensors for _, by_device in gathered for tensors in by_device.values()]
-        real = not fresh or any(bool(grad.any()) for tensors in all_tensors for grad in tensors.grads)
+        real = had_state or any(bool(grad.any()) for steps in planned for step in steps for grad in step.grads)
         groups = self._mesh_groups() + ([self.process_group] if self.process_group is not None else [])
         return not any_process(real, groups, self._device())
 
@@ -360,7 +354,7 @@ class RoastAdamW(Optimizer):
                 state, groups = self._state_of(group, param), shard_groups(param)
                 scores = local(state["importance"])
                 if self.options.importance == "random":
-                    fill_random_scores_(scores, group["seed"], self._placement_of(param))
+                    fill_random_scores_(scores, group["seed"], self._position_of(param))
                 elif self.options.importance == "magnitude":
                     fill_magnitude_scores_(scores, local(param))
                 key = (param.device, groups)
@@ -403,9 +397,10 @@ class RoastAdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._plans = self._new_plans()
         if hasattr(self, "_incoming"):
             checkpoint.reattach(self, *self._incoming)
-        self.placements = self._place()
+        self.positions = self._place()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a ``state_dict`` of RoastAdamW or of :class:`torch.optim.AdamW`.
@@ -420,7 +415,7 @@ class RoastAdamW(Optimizer):
         """
         if not isinstance(state_dict, dict):
             raise TypeError(f"state_dict is of type {type(state_dict).__name__}: pass what state_dict() returned")
-        before = (self.state, self.param_groups, self.placements)
+        before = (self.state, self.param_groups, self.positions)
 
         def remember(_: Optimizer, final: dict[str, Any]) -> None:  # after all hooks of the user
             checkpoint.check(self, final)
@@ -430,7 +425,8 @@ class RoastAdamW(Optimizer):
         try:
             super().load_state_dict(state_dict)
         except BaseException:  # also of a user's hook; the base class replaces these and never writes into them
-            self.state, self.param_groups, self.placements = before
+            self.state, self.param_groups, self.positions = before
+            self._plans.clear()
             raise
         finally:
             handle.remove()

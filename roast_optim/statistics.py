@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .kernels.backend import RANK_CODES
+from .kernels.step import RANK_CODES
 from .masking import keep_mask, keep_probabilities
 from .options import GROUP_COUNTERS
 from .sharding import all_reduced, local, shard_groups
@@ -51,7 +51,7 @@ def _group_stats(optimizer: RoastAdamW, group: dict[str, Any]) -> dict[str, Any]
             beta,
             seed=group["seed"],
             draw_number=group["refreshes"] if per_refresh else int(optimizer.state[param]["step"]),
-            placement=optimizer.placements[param],
+            position=optimizer.positions[param],
         )
         kept = torch.stack([per_code @ keep_probabilities(alpha, beta), mask.sum().cpu().double()])
         key = (param.device, shard_groups(param))

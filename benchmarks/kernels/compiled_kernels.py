@@ -15,6 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from roast_optim.kernels.step import accesses, names_in_step
 from roast_optim.kernels.triton import histogram, importance, perturbation, rank_codes, roast_adamw_kernel, symmetric_kl
 from roast_optim.kernels.triton.launch import BLOCKS_PER_PROGRAM, ELEMENTS_PER_THREAD, OPTIONS, WARPS, row_options
 
@@ -43,7 +44,7 @@ _TYPES = {
     **dict.fromkeys((*_STRIDES, "hidden", "p_stride", "q_stride", "classes"), "i32:16"),
 }
 _STEP: dict[str, Any] = {
-    "COLUMNS": 14,
+    "COLUMNS": 2 + len(roast_adamw_kernel.COLUMNS),
     **dict.fromkeys(("PARAM_TYPE", "GRAD_TYPE", "STATE_TYPE"), tl.float32),
     "LARGEST": torch.finfo(torch.float32).max,
     **dict.fromkeys(("ALIGNED", "RUN", "ACCUMULATE", "SELECT", "DRAW_BY_STEP"), True),
@@ -119,28 +120,35 @@ class Kernel:
         )
 
 
-def _step(
-    name: str, bytes_per_element: float, vectors: int, types: Mapping[str, str] | None = None, **changes: Any
-) -> Kernel:
+_DTYPES = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16}
+_NEEDED_BY = {"AMSGRAD": "amsgrad"}  # the group option with which the kernel is compiled so
+
+
+def _step(name: str, types: Mapping[str, str] | None = None, **changes: Any) -> Kernel:
+    """A step, whose memory traffic follows from the tensors that it uses."""
     constants = {**_STEP, **changes}
-    return Kernel(name, roast_adamw_kernel.roast_adamw_kernel, bytes_per_element, vectors, constants, types or {})
+    group = {"selective": True, **{option: constants[constant] for constant, option in _NEEDED_BY.items()}}
+    used = names_in_step(group, accumulate=constants["ACCUMULATE"], select=constants["SELECT"])
+    moved = accesses(used, _DTYPES[constants["PARAM_TYPE"]], _DTYPES[constants["STATE_TYPE"]])
+    vectors = moved.count(4) if constants["ALIGNED"] else 0  # four elements of four bytes make 128 bits
+    return Kernel(name, roast_adamw_kernel.roast_adamw_kernel, sum(moved), vectors, constants, types or {})
 
 
 def _pass(name: str, function: Any, bytes_per_element: float, vectors: int, columns: int, **constants: Any) -> Kernel:
     return Kernel(name, function, bytes_per_element, vectors, {"COLUMNS": columns, "ALIGNED": True, **constants})
 
 
-STEP = _step("step, float32", 37, 9)
+STEP = _step("step, float32")
 KERNELS = (
     STEP,
-    _step("step, float32, in a CUDA graph", 37, 9, {"lr": "*fp32"}, STEP_ON_DEVICE=True, LR_ON_DEVICE=True),
-    _step("step, float32, before the first refresh", 36, 9, **_UNSELECTED),
-    _step("step, float32, without accumulation", 29, 7, ACCUMULATE=False),
-    _step("step, float32, amsgrad", 45, 11, AMSGRAD=True),
-    _step("step, float32, unaligned addresses", 37, 0, ALIGNED=False),
-    _step("step, float32, shard of an inner dimension", 37, 9, RUN=False),
-    _step("step, bfloat16, moments float32", 31, 6, **_BFLOAT16),
-    _step("step, bfloat16", 23, 2, **_BFLOAT16, STATE_TYPE=tl.bfloat16),
+    _step("step, float32, in a CUDA graph", {"lr": "*fp32"}, STEP_ON_DEVICE=True, LR_ON_DEVICE=True),
+    _step("step, float32, before the first refresh", **_UNSELECTED),
+    _step("step, float32, without accumulation", ACCUMULATE=False),
+    _step("step, float32, amsgrad", AMSGRAD=True),
+    _step("step, float32, unaligned addresses", ALIGNED=False),
+    _step("step, float32, shard of an inner dimension", RUN=False),
+    _step("step, bfloat16, moments float32", **_BFLOAT16),
+    _step("step, bfloat16", **_BFLOAT16, STATE_TYPE=tl.bfloat16),
     _pass("accumulate importance", importance._accumulate_kernel, 12, 3, 4, GRAD=tl.float32),
     _pass("histogram", histogram._histogram_kernel, 4, 1, 3),
     _pass("rank codes", rank_codes._rank_codes_kernel, 9, 2, 4),

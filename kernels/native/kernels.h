@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "fields.h"
+
 constexpr int RANK_CODES = 256;
 constexpr int PHILOX_ROUNDS = 7;
 
@@ -39,13 +41,9 @@ struct AdamW {
   bool maximize;
 };
 
-// A parameter with its gradient and state. Pointers to what a step does not use are null.
+// A parameter with its gradient and state, by field::Tensor. Pointers to what a step does not use are null.
 struct Parameter {
-  void* param;
-  const void* grad;
-  void *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
-  float* importance;
-  const std::uint8_t* rank_code;
+  void* tensors[TENSORS];
   AdamW adamw;
   Draw draw;
 };

@@ -50,22 +50,43 @@ struct Scalars {
         lerp_from_gradient(adamw.lerp_from_gradient) {}
 };
 
-// Elements of a parameter. T: dtype of parameter and gradient, M: of the moments.
+// What the dtypes of fields.h are in C++. T: of parameter and gradient, M: of the moments.
+template <class T, class M>
+struct Types {
+  using parameter = T;
+  using moment = M;
+  using float32 = float;
+  using uint8 = std::uint8_t;
+  using one_float32 = void;  // not by element
+};
+struct Access {
+  template <class Element>
+  using read = const Element;
+  template <class Element>
+  using written = Element;
+};
+
+// Elements of a parameter, by the names of its tensors; null: not used.
 template <class T, class M>
 struct Elements {
-  T* param;
-  const T* grad;
-  M *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
-  float* importance;
-  const std::uint8_t* rank_code;
+#define POINTER(name, dtype, access) Access::access<typename Types<T, M>::dtype>* name;
+  ROAST_TENSORS(POINTER)
+#undef POINTER
 
   static Elements of(const Parameter& p, std::int64_t first) {
-    auto at = [first](auto* begin) { return begin == nullptr ? nullptr : begin + first; };
-    return {at(static_cast<T*>(p.param)),      at(static_cast<const T*>(p.grad)),
-            at(static_cast<M*>(p.exp_avg)),    at(static_cast<M*>(p.exp_avg_sq)),
-            at(static_cast<M*>(p.max_exp_avg_sq)), at(p.importance),
-            at(p.rank_code)};
+    Elements e;
+#define SET(name, dtype, access) set(e.name, p.tensors[field::name], first);
+    ROAST_TENSORS(SET)
+#undef SET
+    return e;
   }
+
+ private:
+  template <class Element>
+  static void set(Element*& pointer, void* begin, std::int64_t first) {
+    pointer = begin == nullptr ? nullptr : static_cast<Element*>(begin) + first;
+  }
+  static void set(void*& pointer, void*, std::int64_t) { pointer = nullptr; }
 };
 
 // Updates `count` elements, a multiple of LANES. `factors` of their gradients; null: each gradient is taken as it is.
@@ -126,37 +147,42 @@ inline void step_block(const Elements<T, M>& e, int count, std::uint64_t counter
   update(e, count, factors, scalars);
 }
 
-// The same for any count up to PART - offset, the first element taking word `offset`: a block of copies.
+// Copies of elements of a tensor, which come to lie `offset` elements behind an aligned address, with zeros around them.
 constexpr int PART = 2 * LANES;
+template <class Element>
+struct Copies {
+  alignas(64) Element elements[PART] = {};
+  Element* copy_in(const Element* original, int offset, int count) {
+    if (original == nullptr) return nullptr;
+    std::memcpy(elements + offset, original, count * sizeof *original);
+    return elements;
+  }
+  void copy_out(Element* original, int offset, int count) const {
+    if (original != nullptr) std::memcpy(original, elements + offset, count * sizeof *original);
+  }
+};
+template <>
+struct Copies<void> {
+  void* copy_in(const void*, int, int) { return nullptr; }
+  void copy_out(void*, int, int) const {}
+};
+
+// The same for any count up to PART - offset, the first element taking word `offset`: a block of copies.
 template <class T, class M>
 void step_part(const Elements<T, M>& e, int offset, int count, std::uint64_t counter, const Draw& draw,
                const KeySchedule& schedule, const Scalars& scalars) {
-  T param[PART] = {}, grad[PART] = {};
-  M exp_avg[PART] = {}, exp_avg_sq[PART] = {}, max_exp_avg_sq[PART] = {};
-  float importance[PART] = {};
-  std::uint8_t rank_code[PART] = {};
-  auto present = [](auto* copies, const void* original) { return original == nullptr ? nullptr : copies; };
-  const Elements<T, M> block = {param, grad, exp_avg, exp_avg_sq, present(max_exp_avg_sq, e.max_exp_avg_sq),
-                                present(importance, e.importance), present(rank_code, e.rank_code)};
-  auto copy_in = [&](auto* copies, const auto* original) {
-    if (original != nullptr) std::memcpy(copies + offset, original, count * sizeof *original);
-  };
-  copy_in(param, e.param);
-  copy_in(grad, e.grad);
-  copy_in(exp_avg, e.exp_avg);
-  copy_in(exp_avg_sq, e.exp_avg_sq);
-  copy_in(max_exp_avg_sq, e.max_exp_avg_sq);
-  copy_in(importance, e.importance);
-  copy_in(rank_code, e.rank_code);
+  constexpr bool read = false, written = true;
+  Elements<T, M> block;
+#define COPY_IN(name, dtype, access)              \
+  Copies<typename Types<T, M>::dtype> name##_copies; \
+  block.name = name##_copies.copy_in(e.name, offset, count);
+  ROAST_TENSORS(COPY_IN)
+#undef COPY_IN
   step_block(block, (offset + count + LANES - 1) / LANES * LANES, counter, draw, schedule, scalars);
-  auto copy_out = [&](auto* original, const auto* copies) {
-    if (original != nullptr) std::memcpy(original, copies + offset, count * sizeof *original);
-  };
-  copy_out(e.param, param);
-  copy_out(e.exp_avg, exp_avg);
-  copy_out(e.exp_avg_sq, exp_avg_sq);
-  copy_out(e.max_exp_avg_sq, max_exp_avg_sq);
-  copy_out(e.importance, importance);
+#define COPY_OUT(name, dtype, access) \
+  if (access) name##_copies.copy_out(e.name, offset, count);
+  ROAST_TENSORS(COPY_OUT)
+#undef COPY_OUT
 }
 
 template <class T, class M>

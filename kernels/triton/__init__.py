@@ -16,6 +16,7 @@ import torch
 # Where each name lives; the module, and triton with it, is imported when the name is first asked for.
 _NAMES = {
     "FLOAT_TYPES": ".importance",
+    "plan": ".roast_adamw",
     "roast_adamw_": ".roast_adamw",
     "accumulate_importance_": ".importance",
     "histogram_": ".histogram",

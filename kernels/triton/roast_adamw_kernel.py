@@ -14,23 +14,25 @@ import torch
 import triton
 import triton.language as tl
 
+from ..step import TENSORS, Position
 from .draw import words_of_run, words_of_shard
 from .importance import add_squares
 from .pointer_table import elements, load, program_part, store
 
-# Columns of the pointer table: addresses (0 for tensors that are not needed), then numbers.
-PARAM = tl.constexpr(0)
-GRAD = tl.constexpr(1)
-EXP_AVG = tl.constexpr(2)
-EXP_AVG_SQ = tl.constexpr(3)
-MAX_EXP_AVG_SQ = tl.constexpr(4)
-IMPORTANCE = tl.constexpr(5)
-RANK_CODE = tl.constexpr(6)
-STEP = tl.constexpr(7)  # the count, or its address where it is read on the device
-PARAMETER_ID = tl.constexpr(8)
-FIRST_INDEX = tl.constexpr(9)
-INNER_LENGTH = tl.constexpr(10)
-OUTER_STRIDE = tl.constexpr(11)
+# Columns of the pointer table: an address per tensor (0: there is none), then where the parameter lies in its whole.
+COLUMNS = (*TENSORS, *Position._fields)
+PARAM = tl.constexpr(COLUMNS.index("param"))
+GRAD = tl.constexpr(COLUMNS.index("grad"))
+STEP = tl.constexpr(COLUMNS.index("step"))  # the count, or its address where it is read on the device
+EXP_AVG = tl.constexpr(COLUMNS.index("exp_avg"))
+EXP_AVG_SQ = tl.constexpr(COLUMNS.index("exp_avg_sq"))
+MAX_EXP_AVG_SQ = tl.constexpr(COLUMNS.index("max_exp_avg_sq"))
+IMPORTANCE = tl.constexpr(COLUMNS.index("importance"))
+RANK_CODE = tl.constexpr(COLUMNS.index("rank_code"))
+PARAMETER_ID = tl.constexpr(COLUMNS.index("parameter_id"))
+FIRST_INDEX = tl.constexpr(COLUMNS.index("first_index"))
+INNER_LENGTH = tl.constexpr(COLUMNS.index("inner_length"))
+OUTER_STRIDE = tl.constexpr(COLUMNS.index("outer_stride"))
 
 SMALLEST_NORMAL = tl.constexpr(torch.finfo(torch.float32).tiny)
 INFINITY = tl.constexpr(math.inf)

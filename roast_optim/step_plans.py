@@ -1,0 +1,151 @@
+"""The plans of an optimizer's steps: which tensors take part, and whether they are still those of the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .kernels.backend import Backend
+from .kernels.plan import StepPlan
+from .kernels.step import StepRow, state_names
+from .sharding import local, sharding_of
+from .state import State, local_gradients, refuse_sparse_and_complex
+
+_layout_of, _dtype_of = attrgetter("layout"), attrgetter("dtype")
+_ORDINARY_LAYOUTS = {torch.strided}
+
+
+class PlannedStep(NamedTuple):
+    """The parameters of a group on one device that have a gradient, ready for a step."""
+
+    device: torch.device
+    plan: StepPlan
+    grads: list[Tensor]
+
+
+class StepPlans:
+    """The plans by number of the parameter group. They hold tensors of the last step until :meth:`clear` or the next.
+
+    Args:
+        row_of: makes the row of a parameter, and its state where that is missing.
+        backend_of: the backend of a device.
+    """
+
+    def __init__(
+        self, row_of: Callable[[dict[str, Any], Tensor], StepRow], backend_of: Callable[[torch.device], Backend]
+    ) -> None:
+        self._row_of, self._backend_of = row_of, backend_of
+        self._plans: dict[int, _GroupPlan] = {}
+        # A CUDA graph may be replayed long after its step was planned anew.
+        self._held_for_graphs: list[Tensor] = []
+
+    def clear(self) -> None:
+        """Forget all plans and the tensors that they hold."""
+        for number in [*self._plans]:
+            self._forget(number)
+
+    def of_group(self, number: int, group: dict[str, Any], state: MutableMapping[Tensor, State]) -> list[PlannedStep]:
+        """What a step of that group has to do, by device; nothing where no parameter has a gradient.
+
+        Raises:
+            RuntimeError: a sparse or complex gradient, or a parameter of another shape than its state.
+        """
+        grads = [param.grad for param in group["params"]]
+        known = self._plans.get(number)
+        if known is None or not known.fits(group, grads, state, self._backend_of):
+            self._forget(number)
+            stepping = [param for param, grad in zip(group["params"], grads, strict=True) if grad is not None]
+            refuse_sparse_and_complex(stepping, [grad for grad in grads if grad is not None])
+            known = self._plans[number] = self._make(group, grads)
+        return known.steps([grad for grad in grads if grad is not None])
+
+    def _forget(self, number: int) -> None:
+        if number in self._plans:
+            for part in self._plans.pop(number).parts:
+                self._held_for_graphs += part.plan.held_for_graphs
+
+    def _make(self, group: dict[str, Any], grads: list[Tensor | None]) -> _GroupPlan:
+        params = list(group["params"])
+        stepping = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+        rows = [self._row_of(group, param) for param in stepping]
+        by_device: dict[torch.device, list[int]] = {}
+        for i, param in enumerate(stepping):
+            by_device.setdefault(param.device, []).append(i)
+        parts = []
+        for device, indices in by_device.items():
+            backend = self._backend_of(device)
+            parts.append(_Part(device, backend, backend.plan([rows[i] for i in indices]), indices))
+        return _GroupPlan(params, stepping, [grad is None for grad in grads], state_names(group), parts)
+
+
+class _Part(NamedTuple):
+    device: torch.device
+    backend: Backend
+    plan: StepPlan
+    indices: list[int]  # of the parameters that have a gradient
+
+
+class _GroupPlan:
+    """The plans of one group, and the parameters for which they were made."""
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        stepping: list[Tensor],
+        lacks_gradient: list[bool],
+        names: tuple[str, ...],
+        parts: list[_Part],
+    ) -> None:
+        self.parts = parts
+        self._params, self._stepping, self._lacks_gradient, self._names = params, stepping, lacks_gradient, names
+        self._state_tensors_of: Callable[[State], tuple[Tensor, ...]] = itemgetter(*names)
+        self._is_spread = any(sharding_of(param) is not None for param in stepping)
+
+    def fits(
+        self,
+        group: dict[str, Any],
+        grads: list[Tensor | None],
+        state: MutableMapping[Tensor, State],
+        backend_of: Callable[[torch.device], Backend],
+    ) -> bool:
+        """Whether nothing that the plans hold has changed. Gradients are looked at in the step itself."""
+        params = group["params"]
+        if (
+            len(params) != len(self._params)
+            or not all(map(is_, params, self._params))
+            or [grad is None for grad in grads] != self._lacks_gradient
+            or state_names(group) != self._names
+            or not all(backend_of(part.device) is part.backend for part in self.parts)
+        ):
+            return False
+        try:
+            states = list(map(self._state_tensors_of, map(state.get, self._stepping)))  # type: ignore[arg-type]
+        except (KeyError, TypeError):  # a state, or a tensor of it, is missing
+            return False
+        for part in self.parts:
+            own = self._of_part(part, self._stepping)
+            tensors = list(chain.from_iterable(self._of_part(part, states)))
+            if self._is_spread:
+                own, tensors = list(map(local, own)), list(map(local, tensors))
+            if not part.plan.fits(own, tensors):
+                return False
+        return True
+
+    def steps(self, grads: list[Tensor]) -> list[PlannedStep]:
+        """With the gradients of those parameters that have one."""
+        if not (
+            set(map(_layout_of, grads)) <= _ORDINARY_LAYOUTS
+            and not any(dtype.is_complex for dtype in set(map(_dtype_of, grads)))
+        ):
+            refuse_sparse_and_complex(self._stepping, grads)
+        if self._is_spread:
+            grads = local_gradients(self._stepping, grads)
+        return [PlannedStep(part.device, part.plan, self._of_part(part, grads)) for part in self.parts]
+
+    def _of_part(self, part: _Part, entries: list[Any]) -> list[Any]:
+        return entries if len(self.parts) == 1 else [entries[i] for i in part.indices]

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from .kernels.step import STATE_TENSORS, DtypeOf, TensorField
-from .options import GROUP_COUNTERS, check_group
+from .options import GROUP_COUNTERS, OPTIONS_OF_MASKS, check_group
 from .sharding import local, sharding_of
 from .state import State, make_state
 from .user_warning import warn
 
 if TYPE_CHECKING:
     from .optimizer import RoastAdamW
-
-# Without these, rank codes mean nothing. The options of AdamW may be missing, as it allows.
-_SELECTION_OPTIONS = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
 
 
 def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
@@ -35,7 +32,8 @@ def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
     for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         options = {key: value for key, value in saved.items() if key != "params"}
         check_group({**group, **GROUP_COUNTERS, **options})
-        missing = [option for option in _SELECTION_OPTIONS if option not in saved]
+        # Without these, rank codes mean nothing. The options of AdamW may be missing, as it allows.
+        missing = [option for option in OPTIONS_OF_MASKS if option not in saved]
         for param, index in zip(group["params"], saved["params"], strict=True):
             state = states.get(index, {})
             if missing and "rank_code" in state:

@@ -16,7 +16,15 @@ from .importance import RankedTensors, fill_magnitude_scores_, fill_random_score
 from .kernels.backend import Backend
 from .kernels.step import Position, Selection, StepOptions, StepRow
 from .masking import selection_tables
-from .options import GROUP_COUNTERS, RoastOptions, check_group
+from .options import (
+    DEFAULTS,
+    OPTIONS,
+    OPTIONS_OF_MASKS,
+    RoastOptions,
+    check_group,
+    documented,
+    group_options,
+)
 from .sharding import (
     any_process,
     check_process_group,
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@documented
 class RoastAdamW(Optimizer):
     r"""AdamW with selective training (RoAST, arXiv 2312.04032, section 3.2).
 
@@ -51,37 +60,13 @@ class RoastAdamW(Optimizer):
 
     Args:
         params: parameters or group dictionaries, as for every torch optimizer; see also ``selective_param_groups``.
-            Group options are those below up to ``amsgrad``, ``maximize``, ``capturable``, ``selective``, ``alpha``,
-            ``beta`` and ``seed``.
-        lr: learning rate; a float or a tensor of one element.
-        betas: decay rates of the two moments, in [0, 1).
-        eps: added to the denominator after bias correction.
-        weight_decay: decoupled weight decay, applied before the step.
-        amsgrad: whether to use the maximum of all second moments so far.
-        alpha: percentile rank at which the keep probability is one half, in [0, 1]; larger: fewer elements are updated.
-        beta: how sharply the keep probability rises around ``alpha``; positive.
-        refresh_every: number of steps (optimizer steps, not micro-batches) after which the ranks are computed anew,
-            usually one epoch; None: only when :meth:`refresh` is called.
-        mask_schedule: "step" draws the masks anew at every step, "refresh" keeps one draw between two refreshes.
-        rescale: whether a kept gradient is divided by its keep probability, so that its expectation is the gradient. A
-            rescaled gradient saturates at the range of its dtype.
-        selective: default of the group option; False: always updated, no importance, not ranked.
-        importance: "gradient" as above; for ablations "random" (a fixed random rank) or "magnitude" (of the parameter).
-        importance_every: accumulate only at every k-th step since the last refresh; not more than ``refresh_every``.
-        seed: key of all draws, 0 <= seed < 2**64. The global random state is never read or changed.
-        state_dtype: dtype of the moments; None: the parameter's. Arithmetic is in the wider of the two.
-        backend: "auto" takes the fastest that can run for the device of the parameters; "triton", "native" and
-            "reference" ask for one. Masks are the same on all. Never saved in a ``state_dict``.
-        maximize: maximise the objective instead of minimising it.
-        capturable: keep the step counts on the device, so that a CUDA graph can hold the step. A replayed graph runs no
-            Python: call :meth:`refresh` yourself and leave ``importance_every`` at 1.
-        process_group: processes that hold different parameters of one model as plain tensors (pipeline stages), in the
-            order of the stages: their elements are ranked together, and their parameters numbered one after the other.
-            DTensor parameters need none: their mesh says how they are sharded.
+        {options}
 
     Raises:
         ValueError: an option out of range, a backend that cannot run here, or a process group of which this process is
             not a member.
+
+    {group options}
 
     A parameter whose state is made after its group's first refresh (it was frozen, say) counts as most important until
     the next refresh ranks it. Options that are not group options are not saved: construct the optimizer with the same
@@ -91,35 +76,29 @@ class RoastAdamW(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
+        lr: float | Tensor = DEFAULTS["lr"],
+        betas: tuple[float | Tensor, float | Tensor] = DEFAULTS["betas"],
+        eps: float = DEFAULTS["eps"],
+        weight_decay: float = DEFAULTS["weight_decay"],
+        amsgrad: bool = DEFAULTS["amsgrad"],
         *,
-        alpha: float = 0.9,
-        beta: float = 10.0,
-        refresh_every: int | None = None,
-        mask_schedule: str = "step",
-        rescale: bool = True,
-        selective: bool = True,
-        importance: str = "gradient",
-        importance_every: int = 1,
-        seed: int = 0,
-        state_dtype: torch.dtype | None = None,
-        backend: str = "auto",
-        maximize: bool = False,
-        capturable: bool = False,
-        process_group: ProcessGroup | None = None,
+        alpha: float = DEFAULTS["alpha"],
+        beta: float = DEFAULTS["beta"],
+        refresh_every: int | None = DEFAULTS["refresh_every"],
+        mask_schedule: str = DEFAULTS["mask_schedule"],
+        rescale: bool = DEFAULTS["rescale"],
+        selective: bool = DEFAULTS["selective"],
+        importance: str = DEFAULTS["importance"],
+        importance_every: int = DEFAULTS["importance_every"],
+        seed: int = DEFAULTS["seed"],
+        state_dtype: torch.dtype | None = DEFAULTS["state_dtype"],
+        backend: str = DEFAULTS["backend"],
+        maximize: bool = DEFAULTS["maximize"],
+        capturable: bool = DEFAULTS["capturable"],
+        process_group: ProcessGroup | None = DEFAULTS["process_group"],
     ) -> None:
-        self.options = RoastOptions(
-            refresh_every=refresh_every,
-            mask_schedule=mask_schedule,
-            rescale=rescale,
-            importance=importance,
-            importance_every=importance_every,
-            state_dtype=state_dtype,
-        )
+        given = {name: value for name, value in locals().items() if name in OPTIONS}
+        self.options = RoastOptions.of(given)
         self.backend = check_backend(backend)
         self.process_group = check_process_group(process_group)
         self._measuring = False
@@ -127,22 +106,7 @@ class RoastAdamW(Optimizer):
         self._first_id = 0
         self._plans = self._new_plans()
         self._warned: set[str] = set()
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "capturable": capturable,
-            "alpha": alpha,
-            "beta": beta,
-            "selective": selective,
-            "seed": seed,
-            **GROUP_COUNTERS,
-        }
-        check_group(defaults)
-        super().__init__(params, defaults)
+        super().__init__(params, group_options(given))
 
     # ----------------------------------------------------------------------------------------------------------- groups
 
@@ -307,9 +271,8 @@ class RoastAdamW(Optimizer):
     def _require_same_on_all_processes(self) -> None:
         """Masks agree only where seeds and options do: compare them before it matters rather than after."""
         if groups := self._mesh_groups():
-            names = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
-            group_options = [{name: group[name] for name in names} for group in self.param_groups]
-            require_same(f"{self.options}, groups {group_options}", groups, self._device())
+            of_groups = [{name: group[name] for name in OPTIONS_OF_MASKS} for group in self.param_groups]
+            require_same(f"{self.options}, groups {of_groups}", groups, self._device())
         if self.process_group is not None:  # these processes may well have other parameter groups
             seeds = sorted({group["seed"] for group in self.param_groups})
             require_same(f"{self.options}, seeds {seeds}", [self.process_group], self._device())

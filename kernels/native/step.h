@@ -160,6 +160,7 @@ struct Copies {
   void copy_out(Element* original, int offset, int count) const {
     if (original != nullptr) std::memcpy(original, elements + offset, count * sizeof *original);
   }
+  void copy_out(const Element*, int, int) const {}  // of what a step only reads
 };
 template <>
 struct Copies<void> {
@@ -171,7 +172,6 @@ struct Copies<void> {
 template <class T, class M>
 void step_part(const Elements<T, M>& e, int offset, int count, std::uint64_t counter, const Draw& draw,
                const KeySchedule& schedule, const Scalars& scalars) {
-  constexpr bool read = false, written = true;
   Elements<T, M> block;
 #define COPY_IN(name, dtype, access)              \
   Copies<typename Types<T, M>::dtype> name##_copies; \
@@ -179,8 +179,7 @@ void step_part(const Elements<T, M>& e, int offset, int count, std::uint64_t cou
   ROAST_TENSORS(COPY_IN)
 #undef COPY_IN
   step_block(block, (offset + count + LANES - 1) / LANES * LANES, counter, draw, schedule, scalars);
-#define COPY_OUT(name, dtype, access) \
-  if (access) name##_copies.copy_out(e.name, offset, count);
+#define COPY_OUT(name, dtype, access) name##_copies.copy_out(e.name, offset, count);
   ROAST_TENSORS(COPY_OUT)
 #undef COPY_OUT
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .kernels.step import STATE_TENSORS, DtypeOf, TensorField
+from .kernels.step import STATE_TENSORS, DtypeOf, TensorField, state_names
 from .options import GROUP_COUNTERS, OPTIONS_OF_MASKS, check_group
 from .sharding import local, sharding_of
 from .state import State, make_state
@@ -136,7 +136,7 @@ def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any], previous: list[d
     float32 importance of a bfloat16 parameter too. ``previous`` are the groups before loading: they have the options
     that AdamW lacks.
     """
-    foreign = False
+    lacking: list[str] = []
     for group, saved, own in zip(optimizer.param_groups, state_dict["param_groups"], previous, strict=True):
         for key, default in {**optimizer.defaults, **GROUP_COUNTERS}.items():
             if key != "differentiable":  # no option of ours; the base class adds it to the defaults when it loads
@@ -146,13 +146,15 @@ def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any], previous: list[d
             if not state:
                 continue
             _undo_casts(state, state_dict["state"][index], param, capturable=group["capturable"])
-            foreign = foreign or (group["selective"] and "rank_code" not in state)
+            lacking += [name for name in state_names(group) if name not in state and name not in lacking]
             make_state(state, group, param, optimizer.options.state_dtype)
-    if foreign:
+    if "rank_code" in lacking:
         warn(
             "the state_dict was saved by an optimizer without selection (AdamW): its moments are taken, importance "
             "starts at zero and everything is updated until the next refresh"
         )
+    if others := [name for name in lacking if STATE_TENSORS[name].needs != "selective"]:
+        warn(f"the state_dict has no {' and no '.join(others)}: training goes on as if it began with this parameter")
 
 
 def _undo_casts(state: State, saved: State, param: Tensor, *, capturable: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -214,12 +215,9 @@ class RoastAdamW(Optimizer):
                     lr=_scalar(group["lr"]),
                     beta1=_scalar(group["betas"][0]),
                     beta2=_scalar(group["betas"][1]),
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    maximize=group["maximize"],
-                    capturable=group["capturable"],
                     accumulate=accumulate,
                     selection=self._selection(group, device),
+                    **{name: group[name] for name in _NAMED_ALIKE},
                 )
                 plan.step(grads, options)
 
@@ -394,6 +392,10 @@ class RoastAdamW(Optimizer):
         finally:
             handle.remove()
             self.__dict__.pop("_incoming", None)
+
+
+# Options of a group that a step takes under the same name.
+_NAMED_ALIKE = [each.name for each in fields(StepOptions) if each.name in OPTIONS and each.name != "lr"]
 
 
 def _scalar(value: float | Tensor) -> float | Tensor:

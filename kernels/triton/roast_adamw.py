@@ -6,7 +6,7 @@ One launch serves all parameters of a device that agree in dtypes, alignment and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ctypes import c_float
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -17,12 +17,14 @@ from torch.autograd.graph import increment_version
 
 from .. import reference
 from ..plan import StepPlan, check_options, gradients
-from ..step import Selection, StepOptions, StepRow
+from ..step import SCALARS, Selection, StepOptions, StepRow
 from .importance import FLOAT_TYPES, accumulate_importance_
 from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, is_aligned
 from .roast_adamw_kernel import COLUMNS, roast_adamw_kernel
 
+# Numbers that the kernel takes as they are, by name.
+_NUMBERS = [name for name, kind in SCALARS.items() if kind == "double" and name not in ("lr", "beta1", "beta2")]
 _GRAD, _STEP = COLUMNS.index("grad"), COLUMNS.index("step")
 _shape_of, _device_of, _dtype_of = attrgetter("shape"), attrgetter("device"), attrgetter("dtype")
 
@@ -147,7 +149,7 @@ class _Launch:
     def __init__(self, variant: Variant, rows: list[StepRow], indices: list[int], tables: DeviceTables) -> None:
         self.variant, self.indices, self._tables = variant, indices, tables
         self._params = [row.param for row in rows]
-        self._has_maximum = rows[0].max_exp_avg_sq is not None
+        self._names = [name for name, _ in rows[0].tensors()]
         columns = []
         for row in rows:
             addresses = {name: tensor.data_ptr() for name, tensor in row.tensors()} | row.position._asdict()
@@ -168,34 +170,38 @@ class _Launch:
                 _as_int32(selection.seed) if selection else 0,
                 _as_int32(selection.seed >> 32) if selection else 0,
                 _as_int32(selection.draw_number or 0) if selection else 0,
-                lr if lr_on_device else float(lr),
-                float(options.weight_decay),
-                float(options.eps),
-                *_powers(float(options.beta1)),
-                *_powers(float(options.beta2)),
+                lr=lr if lr_on_device else float(lr),
+                **{name: float(getattr(options, name)) for name in _NUMBERS},
+                **_powers("beta1", float(options.beta1)),
+                **_powers("beta2", float(options.beta2)),
                 **self._table.constants,
-                PARAM_TYPE=FLOAT_TYPES[variant.param],
-                GRAD_TYPE=FLOAT_TYPES[variant.grad],
-                STATE_TYPE=FLOAT_TYPES[variant.state],
-                LARGEST=torch.finfo(variant.grad).max,
+                **dtype_constants(variant.param, variant.grad, variant.state),
+                **step_constants(options, self._names),
                 ALIGNED=variant.aligned,
                 RUN=variant.run,
-                **self._constants(options),
-                STEP_ON_DEVICE=options.capturable,
                 LR_ON_DEVICE=lr_on_device,
                 **OPTIONS,
             )
         increment_version(self._params)  # as every in-place operation of torch, for autograd to notice
 
-    def _constants(self, options: StepOptions) -> dict[str, Any]:
-        selection = options.selection
-        return {
-            "ACCUMULATE": options.accumulate,
-            "SELECT": selection is not None,
-            "DRAW_BY_STEP": selection is not None and selection.draw_number is None,
-            "AMSGRAD": self._has_maximum,
-            "MAXIMIZE": options.maximize,
-        }
+
+def step_constants(options: StepOptions, names: Collection[str]) -> dict[str, bool]:
+    """What of a step with these options and tensors is compiled into the kernel."""
+    selection = options.selection
+    return {
+        "ACCUMULATE": options.accumulate,
+        "SELECT": selection is not None,
+        "DRAW_BY_STEP": selection is not None and selection.draw_number is None,
+        "AMSGRAD": "max_exp_avg_sq" in names,
+        "MAXIMIZE": options.maximize,
+        "STEP_ON_DEVICE": options.capturable,
+    }
+
+
+def dtype_constants(param: torch.dtype, grad: torch.dtype, state: torch.dtype) -> dict[str, Any]:
+    """The dtypes that are compiled into the kernel."""
+    types = {"PARAM_TYPE": FLOAT_TYPES[param], "GRAD_TYPE": FLOAT_TYPES[grad], "STATE_TYPE": FLOAT_TYPES[state]}
+    return {**types, "LARGEST": torch.finfo(grad).max}
 
 
 def _check_same_place(row: StepRow) -> None:
@@ -231,9 +237,9 @@ def _packed(selection: Selection, device: torch.device, tables: DeviceTables) ->
     return tables.get("selection", device, pack, made_of=(thresholds, rescaling))
 
 
-def _powers(beta: float) -> tuple[float, float, float]:
-    """Beta, 1 - beta, and its logarithm."""
-    return beta, 1.0 - beta, math.log(beta) if beta > 0 else -math.inf
+def _powers(name: str, beta: float) -> dict[str, float]:
+    """Beta, 1 - beta, and its logarithm, as the kernel calls them."""
+    return {name: beta, f"one_minus_{name}": 1.0 - beta, f"log_{name}": math.log(beta) if beta > 0 else -math.inf}
 
 
 def _as_int32(word: int) -> int:

@@ -14,7 +14,16 @@ from roast_optim.kernels import native, reference
 from roast_optim.kernels.step import Position, Selection, StepOptions, StepRow
 from tests.support.differences import first_difference
 from tests.support.instruction_sets import INSTRUCTION_SETS, using
-from tests.support.steps import OF_SELECTION, OPTIONAL, VALUES, Step, assert_same_tensors, random_step, selection
+from tests.support.steps import (
+    OPTION_STRATEGIES,
+    OPTIONAL,
+    VALUES,
+    Step,
+    assert_same_tensors,
+    optional_tensors,
+    random_step,
+    selection,
+)
 
 DTYPES = (torch.float32, torch.bfloat16)
 NO_RESCALING = torch.ones(256)
@@ -57,11 +66,8 @@ def any_step(draw: st.DrawFn) -> Step:
         lr=draw(st.sampled_from([0.0, 1e-3, 0.5])),
         beta1=draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.999])),
         beta2=draw(st.sampled_from([0.0, 0.9, 0.999])),
-        eps=draw(st.sampled_from([1e-8, 1e-3])),
-        weight_decay=draw(st.sampled_from([0.0, 0.1])),
-        optional=draw(st.sampled_from([OPTIONAL, OF_SELECTION])),
-        maximize=draw(st.booleans()),
-        accumulate=draw(st.booleans()),
+        optional=draw(optional_tensors),
+        **draw(st.fixed_dictionaries(OPTION_STRATEGIES)),
         selection=draw(st.sampled_from([chosen, chosen, None])),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from roast_optim.kernels.step import TENSORS, DtypeOf, Position, Selection, StepOptions, StepRow
@@ -26,6 +27,18 @@ VALUES = tuple(
     if described.written and described.dtype in (DtypeOf.PARAMETER, DtypeOf.MOMENT)
 )
 OF_SELECTION = tuple(name for name in OPTIONAL if TENSORS[name].needs == "selective")
+
+# What random steps draw the options from; lr and betas that suit them are for each test to add.
+OPTION_STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
+    "eps": st.sampled_from([1e-8, 1e-3]),
+    "weight_decay": st.sampled_from([0.0, 0.1]),
+    "maximize": st.booleans(),
+    "accumulate": st.booleans(),
+}
+# Tensors that depend on an option: those of selection, and any of the others.
+optional_tensors = st.sets(st.sampled_from([name for name in OPTIONAL if name not in OF_SELECTION])).map(
+    lambda others: (*OF_SELECTION, *others)
+)
 
 
 def selection(

@@ -17,12 +17,13 @@ from roast_optim.kernels.step import Position, Selection, StepOptions
 from roast_optim.kernels.triton import launch, roast_adamw
 from tests.support.differences import first_difference
 from tests.support.steps import (
-    OF_SELECTION,
+    OPTION_STRATEGIES,
     OPTIONAL,
     OPTIONS,
     VALUES,
     Step,
     assert_same_tensors,
+    optional_tensors,
     random_step,
     selection,
 )
@@ -100,12 +101,9 @@ def test_any_options(data: st.DataObject) -> None:
         lr=data.draw(st.sampled_from([0.0, 1e-3, 1.0, torch.tensor(1e-2), torch.tensor(1e-2).double()])),
         beta1=data.draw(st.sampled_from([0.0, 0.5, 0.9, torch.tensor(0.9)])),
         beta2=data.draw(st.sampled_from([0.5, 0.9, 0.999])),
-        eps=data.draw(st.sampled_from([1e-8, 1e-3])),
-        weight_decay=data.draw(st.sampled_from([0.0, 0.1])),
-        optional=data.draw(st.sampled_from([OPTIONAL, OF_SELECTION])),
-        maximize=data.draw(st.booleans()),
+        optional=data.draw(optional_tensors),
         capturable=data.draw(st.booleans()),
-        accumulate=data.draw(st.booleans()),
+        **data.draw(st.fixed_dictionaries(OPTION_STRATEGIES)),
         selection=data.draw(st.sampled_from([None, a_selection(), a_selection(1), a_selection(2**31 + 7, seed=0)])),
     )
     assert_step_agrees(step)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from roast_optim import RoastAdamW
+from roast_optim.kernels.step import STATE_TENSORS
 from tests.oracles.roast_adamw import Group
 from tests.roast_optim.comparison import Gradients, Pair
 from tests.roast_optim.layouts import LAYOUTS
@@ -182,12 +183,11 @@ class RandomTraining:
             backend=self.backend, **self.options,
         )  # fmt: skip
         self.pair.optimizer.load_state_dict(torch.load(file, weights_only=True))
-        # A group that became selective after its last step has its selection state at once; the old one gets it later.
+        # A group whose options ask for more state since its last step has that at once; the old one gets it later.
         for parameters, twins_of_group in zip((group["params"] for group in old.param_groups), twins, strict=True):
             for parameter, twin in zip(parameters, twins_of_group, strict=True):
-                if "rank_code" not in old.state.get(parameter, {}):
-                    for name in ("importance", "rank_code"):
-                        self.pair.optimizer.state.get(twin, {}).pop(name, None)
+                for name in STATE_TENSORS.keys() - old.state.get(parameter, {}).keys():
+                    self.pair.optimizer.state.get(twin, {}).pop(name, None)
         assert_equal(snapshot(self.pair.optimizer), snapshot(old))
 
     def copy(self, how: str) -> None:

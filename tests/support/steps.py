@@ -117,7 +117,7 @@ def random_step(
     """A step with random tensors of these shapes.
 
     Args:
-        optional: which of the tensors that depend on an option the rows have.
+        optional: which of the tensors that depend on an option the rows have, beside those that the options need.
         positions: None: of whole parameters.
         offset: every tensor begins so many elements behind an aligned address.
         steps: counts before the step, of all rows or of each.
@@ -137,14 +137,16 @@ def random_step(
         drawn = drawn.to(described.dtype.resolved(dtype, moment_dtype))
         return torch.cat([drawn.new_zeros(offset), drawn])[offset:].view(shape)
 
-    names = [name for name in TENSORS if TENSORS[name].per_element and (name not in OPTIONAL or name in optional)]
+    chosen = StepOptions(**{**OPTIONS, **options})
+    asked_for = {name for name in OPTIONAL if getattr(chosen, TENSORS[name].needs or "", False)} | set(optional)
+    names = [name for name in TENSORS if TENSORS[name].per_element and (name not in OPTIONAL or name in asked_for)]
     counts = [steps] * len(shapes) if isinstance(steps, int) else steps
     positions = positions or [Position.whole(i, torch.Size(shape).numel()) for i, shape in enumerate(shapes)]
     rows = [
         StepRow(position=position, step=torch.tensor(float(count)), **{name: values(name, shape) for name in names})
         for position, count, shape in zip(positions, counts, shapes, strict=True)
     ]
-    return Step(rows, StepOptions(**{**OPTIONS, **options}))
+    return Step(rows, chosen)
 
 
 def assert_same_tensors(actual: Step, expected: Step, names: Iterable[str] | None = None) -> None:

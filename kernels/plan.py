@@ -141,6 +141,7 @@ def check_options(names: Sequence[str], options: StepOptions) -> None:
     for what, wanted, name in (
         ("accumulate=True", options.accumulate, "importance"),
         ("a selection", options.selection is not None, "rank_code"),
+        ("pretrained_decay", options.pretrained_decay != 0, "pretrained"),
     ):
         if wanted and names and name not in names:
             raise ValueError(f"{what} needs rows with {name}; these have {names}")

@@ -168,12 +168,15 @@ def _step(row: StepRow, options: StepOptions) -> None:
     used = {name: tensor for name, tensor in row.tensors() if TENSORS[name].per_element}
     for start, tensors in chunks(list(used.values())):
         chunk = dict(zip(used, tensors, strict=True))
-        grad = chunk["grad"]
+        grad, moving = chunk["grad"], None
         if selection is not None:
             words = draw_words(
                 row.position, start, grad.numel(), seed=selection.seed, draw_number=draw_number, device=grad.device
             )
-            grad = selected_gradient(grad, chunk["rank_code"], words, selection)
+            if selection.acts_on == "gradient":
+                grad = selected_gradient(grad, chunk["rank_code"], words, selection)
+            else:
+                moving = kept(chunk["rank_code"], words, selection.thresholds)
         adamw_(
             chunk["param"],
             -grad if options.maximize else grad,
@@ -181,12 +184,24 @@ def _step(row: StepRow, options: StepOptions) -> None:
             chunk["exp_avg_sq"],
             chunk.get("max_exp_avg_sq"),
             step,
+            pretrained=chunk["pretrained"] if options.returns_to_pretrained else None,
+            pretrained_decay=_pretrained_decay(options, chunk) if options.returns_to_pretrained else 0.0,
+            moving=moving,
             lr=options.lr,
             beta1=options.beta1,
             beta2=options.beta2,
             eps=options.eps,
             weight_decay=options.weight_decay,
         )
+
+
+def _pretrained_decay(options: StepOptions, chunk: dict[str, Tensor]) -> float | Tensor:
+    """The decay c w towards the pre-trained values, of all elements or, by rank, of each."""
+    if options.pretrained_decay_by == "uniform" or options.selection is None:
+        return options.pretrained_decay
+    drop_probabilities = (2**32 - options.selection.thresholds).to(torch.float32) * 2.0**-32
+    working = torch.promote_types(chunk["param"].dtype, torch.float32)
+    return options.pretrained_decay * _look_up(drop_probabilities, chunk["rank_code"]).to(working)
 
 
 def adamw_(
@@ -202,12 +217,18 @@ def adamw_(
     beta2: float | Tensor,
     eps: float,
     weight_decay: float,
+    pretrained: Tensor | None = None,
+    pretrained_decay: float | Tensor = 0.0,
+    moving: Tensor | None = None,
 ) -> None:
     """Decoupled weight decay, moments, bias correction, update (Loshchilov and Hutter, 2019, algorithm 2).
 
     The operations are those of ``torch.optim.AdamW(foreach=False)`` in the same order, so the results are equal bit
     for bit. ``step`` is a tensor under ``capturable``. Moments of another dtype than the parameter's: arithmetic in
     the wider of the two, each result rounded once.
+
+    ``pretrained_decay`` draws the parameter to ``pretrained``, after the weight decay: theta <- theta - lr c w (theta -
+    theta_0), where c w is a number or one per element. ``moving``: which elements the update moves; None: all.
     """
     working = torch.promote_types(param.dtype, exp_avg.dtype)
     if {param.dtype, grad.dtype, exp_avg.dtype} != {working}:
@@ -217,6 +238,8 @@ def adamw_(
         adamw_(
             wide[0], grad.to(working), wide[1], wide[2], maximum, step,
             lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+            pretrained=None if pretrained is None else pretrained.to(working), pretrained_decay=pretrained_decay,
+            moving=moving,
         )  # fmt: skip
         for narrow, result in zip(stored, wide, strict=True):
             narrow.copy_(result)
@@ -224,6 +247,9 @@ def adamw_(
 
     if weight_decay != 0:
         param.mul_(1 - lr * weight_decay)
+    if pretrained is not None:
+        param.sub_((param - pretrained).mul_(lr * pretrained_decay))
+    unmoved = None if moving is None else param.clone()
     if isinstance(beta1, Tensor):
         exp_avg.lerp_(grad, 1 - beta1.to(device=param.device, dtype=param.dtype))
     else:
@@ -242,6 +268,8 @@ def adamw_(
     else:
         denominator = (second_moment.sqrt() / bias_correction2**0.5).add_(eps)
         param.addcdiv_(exp_avg, denominator, value=-(lr / bias_correction1))  # type: ignore[arg-type]
+    if moving is not None and unmoved is not None:
+        param.copy_(torch.where(moving, param, unmoved))
 
 
 # ---------------------------------------------------------------------------------------------------------- importance

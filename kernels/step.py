@@ -46,9 +46,9 @@ class Position(NamedTuple):
         return cls(parameter_id, 0, max(numel, 1), 0)
 
 
-def _number(kind: str) -> dict[str, str]:
-    """Said of a scalar that the native library takes as this type of C."""
-    return {"number": kind}
+def _number(kind: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Said of a scalar that the native library takes as this type of C; of choices, as the number of the one chosen."""
+    return {"number": kind, "choices": choices}
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,15 @@ class Selection:
             is below ``thresholds[c]``.
         rescaling: float32 ``[256]``: the factor of a kept gradient; ones for a selection without rescaling.
         draw_number: fourth word of the counter; None: each parameter's own step count after its increment.
+        acts_on: "gradient": an element that is not kept has gradient zero. "update": the moments see the whole
+            gradient, and an element that is not kept is moved by the decays alone; nothing is rescaled.
     """
 
     seed: int = field(metadata=_number("std::uint64_t"))
     thresholds: Tensor
     rescaling: Tensor
     draw_number: int | None = field(metadata=_number("std::int64_t"))
+    acts_on: str = field(default="gradient", metadata=_number("std::int64_t", ("gradient", "update")))
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ class StepOptions:
     """The scalars of a step; lr to maximize as in :class:`torch.optim.AdamW`.
 
     Attributes:
+        pretrained_decay: c of theta <- theta - lr c w (theta - theta_0), theta_0 being ``pretrained`` of the row.
+        pretrained_decay_by: what w is. "uniform": 1. "rank": 1 - p, the complement of the keep probability in float32;
+            0 without a selection.
         capturable: the step counts lie beside the parameters and are read there; for CUDA graphs.
         accumulate: whether the squared gradients are added to the importance.
         selection: how the masks are drawn; None updates everything.
@@ -88,6 +94,22 @@ class StepOptions:
     capturable: bool
     accumulate: bool
     selection: Selection | None
+    pretrained_decay: float = field(default=0.0, metadata=_number("double"))
+    pretrained_decay_by: str = field(default="uniform", metadata=_number("std::int64_t", ("uniform", "rank")))
+
+    @property
+    def returns_to_pretrained(self) -> bool:
+        """Whether the step moves anything towards ``pretrained``."""
+        return self.pretrained_decay != 0 and (self.pretrained_decay_by == "uniform" or self.selection is not None)
+
+    def uses(self, name: str) -> bool:
+        """Whether the step uses a tensor, where the row has it."""
+        unused = {
+            "importance": not self.accumulate,
+            "rank_code": self.selection is None,
+            "pretrained": not self.returns_to_pretrained,
+        }
+        return not unused.get(name, False)
 
 
 SCALARS: dict[str, str] = {
@@ -95,6 +117,14 @@ SCALARS: dict[str, str] = {
     for kind in (StepOptions, Selection)
     for each in fields(kind)
     if "number" in each.metadata
+}
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    each.name: each.metadata["choices"]
+    for kind in (StepOptions, Selection)
+    for each in fields(kind)
+    if each.metadata.get("choices")
 }
 
 
@@ -123,6 +153,10 @@ def _zero(group: GroupOptions, param: Tensor) -> float:
 def _unranked(group: GroupOptions, param: Tensor) -> float:
     """A parameter whose group is ranked already counts as most important until the next refresh."""
     return UNRANKED if group["refreshes"] > 0 else 0.0
+
+
+def _parameter(group: GroupOptions, param: Tensor) -> Tensor:
+    return param.detach()
 
 
 @dataclass(frozen=True)
@@ -198,6 +232,12 @@ class StepRow:
         default=None,
         metadata=_tensor(DtypeOf.UINT8, written=False, needs="selective", replaceable=True, first_value=_unranked),
     )
+    pretrained: Tensor | None = field(
+        default=None,
+        metadata=_tensor(
+            DtypeOf.MOMENT, written=False, needs="pretrained_decay", replaceable=True, first_value=_parameter
+        ),
+    )
     position: Position
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -236,7 +276,6 @@ def accesses(names: Collection[str], param_dtype: torch.dtype, moment_dtype: tor
     return sizes
 
 
-def names_in_step(group: GroupOptions, *, accumulate: bool = True, select: bool = True) -> list[str]:
-    """The tensors that a step uses, given the options of its group and whether it accumulates and draws masks."""
-    unused = {"importance": not accumulate, "rank_code": not select}
-    return [name for name, described in TENSORS.items() if described.is_present(group) and not unused.get(name)]
+def names_in_step(group: GroupOptions, options: StepOptions) -> list[str]:
+    """The tensors that a step with these options of its group and of its own uses."""
+    return [name for name, described in TENSORS.items() if described.is_present(group) and options.uses(name)]

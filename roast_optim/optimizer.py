@@ -19,6 +19,7 @@ from .kernels.step import Position, Selection, StepOptions, StepRow
 from .masking import selection_tables
 from .options import (
     DEFAULTS,
+    GROUP_OPTIONS,
     OPTIONS,
     OPTIONS_OF_MASKS,
     RoastOptions,
@@ -87,7 +88,10 @@ class RoastAdamW(Optimizer):
         beta: float = DEFAULTS["beta"],
         refresh_every: int | None = DEFAULTS["refresh_every"],
         mask_schedule: str = DEFAULTS["mask_schedule"],
+        selection: str = DEFAULTS["selection"],
         rescale: bool = DEFAULTS["rescale"],
+        pretrained_decay: float = DEFAULTS["pretrained_decay"],
+        pretrained_decay_by: str = DEFAULTS["pretrained_decay_by"],
         selective: bool = DEFAULTS["selective"],
         importance: str = DEFAULTS["importance"],
         importance_every: int = DEFAULTS["importance_every"],
@@ -280,7 +284,7 @@ class RoastAdamW(Optimizer):
             return None
         thresholds, rescaling = selection_tables(group["alpha"], group["beta"], self.options.rescale, device)
         draw_number = group["refreshes"] if self.options.mask_schedule == "refresh" else None
-        return Selection(group["seed"], thresholds, rescaling, draw_number)
+        return Selection(group["seed"], thresholds, rescaling, draw_number, self.options.selection)
 
     # ------------------------------------------------------------------------------------------------------- importance
 
@@ -395,7 +399,7 @@ class RoastAdamW(Optimizer):
 
 
 # Options of a group that a step takes under the same name.
-_NAMED_ALIKE = [each.name for each in fields(StepOptions) if each.name in OPTIONS and each.name != "lr"]
+_NAMED_ALIKE = [each.name for each in fields(StepOptions) if each.name in GROUP_OPTIONS and each.name != "lr"]
 
 
 def _scalar(value: float | Tensor) -> float | Tensor:

@@ -108,6 +108,21 @@ OPTIONS: dict[str, Option] = {
         of_group=True,
         decides_masks=True,
     ),
+    "pretrained_decay": Option(
+        0.0,
+        "decoupled decay towards the values that the parameters had when their state was made (L2-SP), which are kept "
+        "in the state: theta <- theta - lr * pretrained_decay * w * (theta - theta_0), after the weight decay. 0: no "
+        "state and no cost.",
+        (_NOT_NEGATIVE,),
+        of_group=True,
+    ),
+    "pretrained_decay_by": Option(
+        "uniform",
+        'what w is: "uniform", 1; "rank", one minus the keep probability, so that what is unimportant returns (0 '
+        "before the first ranks, and where nothing is ranked).",
+        (_one_of("uniform", "rank"),),
+        of_group=True,
+    ),
     "refresh_every": Option(
         None,
         "number of steps (optimizer steps, not micro-batches) after which the ranks are computed anew, usually one "
@@ -118,6 +133,12 @@ OPTIONS: dict[str, Option] = {
         "step",
         '"step" draws the masks anew at every step, "refresh" keeps one draw between two refreshes.',
         (_one_of("step", "refresh"),),
+    ),
+    "selection": Option(
+        "gradient",
+        'what the masks act on: "gradient", as in the paper; "update", where the moments see the whole gradient and '
+        "the mask says which elements move in this step. Nothing is rescaled then; decays are never masked.",
+        (_one_of("gradient", "update"),),
     ),
     "rescale": Option(
         True,
@@ -211,6 +232,7 @@ class RoastOptions:
 
     refresh_every: int | None
     mask_schedule: str
+    selection: str
     rescale: bool
     importance: str
     importance_every: int

@@ -127,13 +127,12 @@ def _step(
 ) -> Kernel:
     """A step of a selective group, whose memory traffic follows from the tensors that it uses."""
     chosen = replace(_OPTIONS, **options)
-    selects = chosen.selection is not None
-    used = names_in_step({"selective": True, **(group or {})}, accumulate=chosen.accumulate, select=selects)
+    used = names_in_step({"selective": True, **(group or {})}, chosen)
     compiled = {
         "COLUMNS": 2 + len(roast_adamw_kernel.COLUMNS),
         **dtype_constants(param, param, moments),
         **step_constants(chosen, used),
-        **({} if selects else {"selection_table": None}),
+        **({"selection_table": None} if chosen.selection is None else {}),
         "ALIGNED": True,
         "RUN": True,
         "LR_ON_DEVICE": False,
@@ -155,6 +154,7 @@ KERNELS = (
     _step("step, float32, before the first refresh", selection=None),
     _step("step, float32, without accumulation", accumulate=False),
     _step("step, float32, amsgrad", group={"amsgrad": True}),
+    _step("step, float32, pretrained decay", group={"pretrained_decay": 0.1}, pretrained_decay=0.1),
     _step("step, float32, unaligned addresses", constants={"ALIGNED": False}),
     _step("step, float32, shard of an inner dimension", constants={"RUN": False}),
     _step("step, bfloat16, moments float32", param=torch.bfloat16),

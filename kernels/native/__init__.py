@@ -15,6 +15,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch.autograd.graph import increment_version
 
 from .. import reference
 from ..plan import StepPlan, check_options, gradients
-from ..step import HISTOGRAM_BINS, RANK_CODES, SCALARS, TENSORS, Selection, StepOptions, StepRow
+from ..step import CHOICES, HISTOGRAM_BINS, RANK_CODES, SCALARS, TENSORS, Selection, StepOptions, StepRow
 from .library import Step, instruction_set, loaded, threads, unavailable, use_instruction_set
 from .tensor_lists import DTYPES, addresses, parts, pointer, sizes, sizes_and_addresses, succeeded
 
@@ -172,10 +173,12 @@ class _Part:
         """Whether the library took the step; False: nothing was changed, the reference must."""
         call, selection = self._call, options.selection
         call.tensors[_GRAD] = pointer(grads)
-        call.tensors[_IMPORTANCE] = self._tensors["importance"] if options.accumulate else None
+        for i, name in _OPTIONAL:
+            call.tensors[i] = self._tensors[name] if options.uses(name) else None
         call.thresholds, call.rescaling, call.seed, call.draw_number = _selection_fields(selection)
         for name in _OPTIONS:
-            setattr(call, name, getattr(options, name))
+            setattr(call, name, _number(name, getattr(options, name)))
+        call.acts_on = _number("acts_on", selection.acts_on) if selection is not None else 0
         call.threads = threads()
         if not succeeded(loaded().roast_adamw(call)):
             return False
@@ -183,8 +186,13 @@ class _Part:
         return True
 
 
-_GRAD, _IMPORTANCE = (list(TENSORS).index(name) for name in ("grad", "importance"))
+_GRAD = list(TENSORS).index("grad")
+_OPTIONAL = [(i, name) for i, name in enumerate(TENSORS) if TENSORS[name].needs is not None]
 _OPTIONS = [each.name for each in fields(StepOptions) if each.name in SCALARS]
+
+
+def _number(name: str, value: Any) -> Any:
+    return CHOICES[name].index(value) if name in CHOICES else value
 
 
 def _dtypes(row: StepRow) -> tuple[torch.dtype, torch.dtype] | None:

@@ -101,6 +101,7 @@ const char* fill(SelectionTable& table, const std::int64_t* thresholds, const fl
     const auto threshold = static_cast<std::uint32_t>(thresholds[code]);
     std::uint32_t factor;
     std::memcpy(&factor, rescaling + code, sizeof factor);
+    table.drop_probabilities[code] = static_cast<float>(LARGEST_WORD + 1 - thresholds[code]) * 0x1p-32f;
     table.pairs[code] = static_cast<std::uint64_t>(threshold ^ 0x80000000) << 32 | factor;
     for (int byte = 0; byte < 4; byte++) {
       table.threshold_bytes[byte][code] = static_cast<std::uint8_t>(threshold >> 8 * byte);
@@ -110,7 +111,7 @@ const char* fill(SelectionTable& table, const std::int64_t* thresholds, const fl
   return nullptr;
 }
 
-AdamW scalars(const RoastStep& s, float step) {
+AdamW scalars(const RoastStep& s, float step, const SelectionTable& table) {
   const double lerp_weight = 1 - s.beta1;
   AdamW adamw;
   adamw.decay = static_cast<float>(1 - s.lr * s.weight_decay);
@@ -122,6 +123,9 @@ AdamW scalars(const RoastStep& s, float step) {
   adamw.eps = static_cast<float>(s.eps);
   adamw.negative_step_size = static_cast<float>(-s.lr / (1 - std::pow(s.beta1, static_cast<double>(step))));
   adamw.maximize = s.maximize != 0;
+  adamw.masks_update = s.acts_on != 0 && s.thresholds != nullptr;
+  adamw.pretrained_decay = static_cast<float>(s.lr * s.pretrained_decay);
+  adamw.decay_of_rank = s.pretrained_decay_by != 0 ? &table.drop_probabilities : nullptr;
   return adamw;
 }
 
@@ -142,7 +146,7 @@ std::vector<Parameter> parameters(const RoastStep& s, const SelectionTable& tabl
   float step_of_adamw = 0;
   for (std::int64_t i = 0; i < s.count; i++) {
     const float step = step_count(s, i) + 1;
-    if (step != step_of_adamw) adamw = scalars(s, step_of_adamw = step);
+    if (step != step_of_adamw) adamw = scalars(s, step_of_adamw = step, table);
     std::memcpy(reinterpret_cast<void*>(s.tensors[field::step][i]), &step, sizeof step);
     Parameter& p = all[i];
     for (int tensor = 0; tensor < TENSORS; tensor++)
@@ -152,6 +156,7 @@ std::vector<Parameter> parameters(const RoastStep& s, const SelectionTable& tabl
       p.draw = draw(s, i, step, table);
     } else {
       p.tensors[field::rank_code] = nullptr;
+      if (s.pretrained_decay_by != 0) p.tensors[field::pretrained] = nullptr;
       p.draw.inner_length = std::max<std::int64_t>(s.numel[i], 1);
     }
   }

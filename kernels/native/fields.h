@@ -13,7 +13,8 @@
   TENSOR(exp_avg_sq, moment, written)      \
   TENSOR(max_exp_avg_sq, moment, written)  \
   TENSOR(importance, float32, written)     \
-  TENSOR(rank_code, uint8, read)
+  TENSOR(rank_code, uint8, read)           \
+  TENSOR(pretrained, moment, read)
 
 #define ROAST_POSITIONS(POSITION) \
   POSITION(parameter_id) POSITION(first_index) POSITION(inner_length) POSITION(outer_stride)
@@ -26,8 +27,11 @@
   SCALAR(double, eps)                                                                     \
   SCALAR(double, weight_decay)                                                            \
   SCALAR(std::int64_t, maximize)                                                          \
+  SCALAR(double, pretrained_decay)                                                        \
+  SCALAR(std::int64_t, pretrained_decay_by) /* 0: uniform, 1: rank */                     \
   SCALAR(std::uint64_t, seed)                                                             \
-  SCALAR(std::int64_t, draw_number) /* negative: each parameter's step */
+  SCALAR(std::int64_t, draw_number) /* negative: each parameter's step */                 \
+  SCALAR(std::int64_t, acts_on)     /* 0: gradient, 1: update */
 
 namespace field {
 #define NUMBER(name, dtype, access) name,

@@ -34,9 +34,10 @@ void accumulate(float* importance, const void* grad, std::int64_t count) {
 
 // The scalars of a step, in all lanes.
 struct Scalars {
-  F32 decay, lerp_weight, beta2, one_minus_beta2, denominator_factor, eps, negative_step_size;
+  F32 decay, lerp_weight, beta2, one_minus_beta2, denominator_factor, eps, negative_step_size, pretrained_decay;
   I32 sign;
-  bool lerp_from_gradient;
+  bool lerp_from_gradient, masks_update;
+  const float (*decay_of_rank)[RANK_CODES];
 
   explicit Scalars(const AdamW& adamw)
       : decay(splat(adamw.decay)),
@@ -46,8 +47,11 @@ struct Scalars {
         denominator_factor(splat(adamw.denominator_factor)),
         eps(splat(adamw.eps)),
         negative_step_size(splat(adamw.negative_step_size)),
+        pretrained_decay(splat(adamw.pretrained_decay)),
         sign(I32{} + (adamw.maximize ? INT32_MIN : 0)),
-        lerp_from_gradient(adamw.lerp_from_gradient) {}
+        lerp_from_gradient(adamw.lerp_from_gradient),
+        masks_update(adamw.masks_update),
+        decay_of_rank(adamw.decay_of_rank) {}
 };
 
 // What the dtypes of fields.h are in C++. T: of parameter and gradient, M: of the moments.
@@ -89,6 +93,12 @@ struct Elements {
   static void set(void*& pointer, void*, std::int64_t) { pointer = nullptr; }
 };
 
+inline F32 looked_up(const float (&table)[RANK_CODES], const std::uint8_t* codes) {
+  float entries[LANES];
+  for (int lane = 0; lane < LANES; lane++) entries[lane] = table[codes[lane]];
+  return load(entries);
+}
+
 // Updates `count` elements, a multiple of LANES. `factors` of their gradients; null: each gradient is taken as it is.
 template <class T, class M>
 inline void update(const Elements<T, M>& e, int count, const float* factors, const Scalars& scalars) {
@@ -103,7 +113,7 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
     const bool special = __builtin_expect(has_non_finite(g), false);
     if (special) finite_g = zero_where_not_finite(g);
     if (e.importance != nullptr) store(e.importance + i, accumulated(load(e.importance + i), finite_g));
-    if (factors != nullptr) {
+    if (factors != nullptr && !scalars.masks_update) {
       const F32 factor = load(factors + i);
       F32 scaled = clamped(LARGEST<T>, finite_g * factor);
       if (special) scaled = (is_finite(g) | (factor == 0)) ? scaled : g;  // in a kept element it passes, as in AdamW
@@ -123,7 +133,19 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
       store(e.max_exp_avg_sq + i, second_moment);
     }
     const F32 denominator = multiply_add(square_root(second_moment), scalars.denominator_factor, scalars.eps);
-    param = multiply_add(param, scalars.decay, scalars.negative_step_size * exp_avg / denominator);
+    const F32 step = scalars.negative_step_size * exp_avg / denominator;
+    if (e.pretrained == nullptr && !scalars.masks_update) {
+      param = multiply_add(param, scalars.decay, step);
+    } else {
+      param *= scalars.decay;
+      if (e.pretrained != nullptr) {
+        F32 decay = scalars.pretrained_decay;
+        if (scalars.decay_of_rank != nullptr) decay *= looked_up(*scalars.decay_of_rank, e.rank_code + i);
+        param = multiply_add(decay, load(e.pretrained + i) - param, param);
+      }
+      const F32 moved = param + step;
+      param = scalars.masks_update ? ((load(factors + i) != 0) ? moved : param) : moved;
+    }
     store(e.exp_avg + i, exp_avg);
     store(e.exp_avg_sq + i, exp_avg_sq);
     store(e.param + i, param);

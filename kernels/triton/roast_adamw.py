@@ -195,6 +195,9 @@ def step_constants(options: StepOptions, names: Collection[str]) -> dict[str, bo
         "AMSGRAD": "max_exp_avg_sq" in names,
         "MAXIMIZE": options.maximize,
         "STEP_ON_DEVICE": options.capturable,
+        "MASK_UPDATE": selection is not None and selection.acts_on == "update",
+        "RETURN": options.returns_to_pretrained,
+        "RETURN_BY_RANK": options.returns_to_pretrained and options.pretrained_decay_by == "rank",
     }
 
 

@@ -81,6 +81,9 @@ def main(target: str) -> None:
     step(lr=torch.tensor(1e-3), capturable=True)
     step(lr=torch.tensor(1e-3, dtype=torch.float64), beta1=torch.tensor(0.9), beta2=0.0, weight_decay=0, eps=1)
     step(selection=None, more=OPTIONAL, maximize=True)
+    for by, acts_on in (("uniform", "gradient"), ("rank", "update")):
+        chosen = Selection(7, *TABLES, None, acts_on)
+        step(pretrained_decay=0.1, pretrained_decay_by=by, selection=chosen)
     for draw_number in (0, 1, 16, 2**31):
         step(accumulate=False, selection=Selection(draw_number, *TABLES, draw_number))
     for dtype in FLOAT_DTYPES:

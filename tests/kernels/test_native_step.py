@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.support.steps import (
     optional_tensors,
     random_step,
     selection,
+    selection_targets,
 )
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -52,9 +54,9 @@ def positions(draw: st.DrawFn, shapes: list[tuple[int, ...]]) -> list[Position]:
 def any_step(draw: st.DrawFn) -> Step:
     shapes = draw(st.lists(SHAPES, min_size=1, max_size=4))
     draw_number = draw(st.sampled_from([None, 0, 1, 2**32 - 1]))
-    chosen = selection(draw_number, seed=draw(st.integers(0, 2**64 - 1)))
+    chosen = selection(draw_number, seed=draw(st.integers(0, 2**64 - 1)), acts_on=draw(selection_targets))
     if draw(st.booleans()):
-        chosen = Selection(chosen.seed, chosen.thresholds, NO_RESCALING, draw_number)
+        chosen = replace(chosen, rescaling=NO_RESCALING)
     return random_step(
         shapes,
         dtype=draw(st.sampled_from(DTYPES)),
@@ -102,7 +104,7 @@ def tolerances(before: StepRow, after: StepRow, options: StepOptions) -> dict[st
     update = options.lr / (1 - options.beta1**step) * (of_exp_avg + few * after.exp_avg.abs()) / denominator
     squares = {name: getattr(after, name) for name in ("exp_avg_sq", "max_exp_avg_sq")}
     return {
-        "param": few * before.param.abs() + update,
+        "param": few * sum(x.abs() for x in (before.param, before.pretrained) if x is not None) + update,
         "exp_avg": of_exp_avg,
         **{name: few * square + 2.0**-126 for name, square in squares.items() if square is not None},
     }

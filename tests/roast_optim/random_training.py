@@ -38,6 +38,8 @@ group_options = st.fixed_dictionaries(
         "selective": st.sampled_from([True, True, False]),
         "alpha": st.floats(0, 1),
         "beta": st.floats(0.01, 50),
+        "pretrained_decay": st.sampled_from([0.0, 0.5]),
+        "pretrained_decay_by": st.sampled_from(["uniform", "rank"]),
     },
 )
 groups = st.tuples(st.lists(shapes, min_size=1, max_size=4), group_options)
@@ -46,6 +48,7 @@ optimizer_options = st.fixed_dictionaries(
     optional={
         "refresh_every": st.integers(1, 4),
         "mask_schedule": st.sampled_from(["step", "refresh"]),
+        "selection": st.sampled_from(["gradient", "gradient", "update"]),
         "rescale": st.booleans(),
         "importance": st.sampled_from(["gradient", "gradient", "random", "magnitude"]),
         "importance_every": st.integers(1, 3),
@@ -83,6 +86,7 @@ operations = st.one_of(
     operation("set_option", some_group, st.just("alpha"), st.floats(0, 1)),
     operation("set_option", some_group, st.just("beta"), st.floats(0.01, 50)),
     operation("set_option", some_group, st.just("selective"), st.booleans()),
+    operation("set_option", some_group, st.just("pretrained_decay"), st.sampled_from([0.0, 0.3])),
     operation("freeze", some_group, st.booleans()),
 )
 

@@ -34,7 +34,10 @@ OPTION_STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "weight_decay": st.sampled_from([0.0, 0.1]),
     "maximize": st.booleans(),
     "accumulate": st.booleans(),
+    "pretrained_decay": st.sampled_from([0.0, 0.0, 0.5]),
+    "pretrained_decay_by": st.sampled_from(["uniform", "rank"]),
 }
+selection_targets = st.sampled_from(["gradient", "gradient", "update"])
 # Tensors that depend on an option: those of selection, and any of the others.
 optional_tensors = st.sets(st.sampled_from([name for name in OPTIONAL if name not in OF_SELECTION])).map(
     lambda others: (*OF_SELECTION, *others)

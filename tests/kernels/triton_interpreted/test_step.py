@@ -104,7 +104,9 @@ def test_any_options(data: st.DataObject) -> None:
         optional=data.draw(optional_tensors),
         capturable=data.draw(st.booleans()),
         **data.draw(st.fixed_dictionaries(OPTION_STRATEGIES)),
-        selection=data.draw(st.sampled_from([None, a_selection(), a_selection(1), a_selection(2**31 + 7, seed=0)])),
+        selection=data.draw(
+            st.sampled_from([None, a_selection(), a_selection(1), a_selection(2**31 + 7, seed=0, acts_on="update")])
+        ),
     )
     assert_step_agrees(step)
 

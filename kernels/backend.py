@@ -17,6 +17,25 @@ from .plan import StepPlan
 from .step import StepOptions, StepRow
 
 
+class ActivationKernels(Protocol):
+    """Fused kernels on activations, for the adversary. What they compute is defined in ``roast_optim``, in torch."""
+
+    def perturbed_embedding(
+        self,
+        embedding: Tensor,
+        gradient: Tensor,
+        step_size: float,
+        norm: str,
+        *,
+        tokens: Tensor | None = None,
+        sample_dim: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`roast_optim.perturbation.perturbed_embedding`; of three dimensions."""
+
+    def symmetric_kl_rows(self, logits_p: Tensor, logits_q: Tensor, counted: Tensor | None = None) -> Tensor:
+        """The terms that :func:`roast_optim.losses.symmetric_kl` averages, one per distribution."""
+
+
 class Backend(Protocol):
     """The functions of a backend module. Lists are of equal length, one entry per parameter."""
 
@@ -40,6 +59,9 @@ class Backend(Protocol):
 
     def assign_rank_codes_(self, importances: list[Tensor], rank_codes: list[Tensor], table: Tensor) -> None:
         """Write ``table[bin]`` (uint8 ``[65536]``) into the rank codes and reset the importance scores to zero."""
+
+    def activation_kernels(self, *tensors: Tensor) -> ActivationKernels | None:
+        """Fused kernels that can take these activations; None where plain torch is as fast or the only way."""
 
 
 _MODULES = {"triton": ".triton", "native": ".native", "reference": ".reference"}

@@ -34,6 +34,10 @@ def supports(device: torch.device) -> bool:
     return True
 
 
+def activation_kernels(*tensors: Tensor) -> None:
+    """None: plain torch does it."""
+
+
 # ---------------------------------------------------------------------------------------------------------------- draw
 
 

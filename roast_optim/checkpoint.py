@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,10 @@ from .sharding import local, sharding_of
 from .state import State, make_state
 from .user_warning import warn
 
-if TYPE_CHECKING:
-    from .optimizer import RoastAdamW
 
-
-def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
-    """Raise ValueError, naming what is wrong, if ``state_dict`` does not fit the optimizer."""
+def check(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
+    """Raise ValueError, naming what is wrong, if ``state_dict`` does not fit the parameter groups."""
     states, saved_groups = _checked_parts(state_dict)
-    groups = optimizer.param_groups
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         raise ValueError(
             "state_dict has parameter groups of sizes "
@@ -129,7 +126,14 @@ def _check_values(key: str, index: int, value: Tensor) -> None:
             )
 
 
-def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any], previous: list[dict[str, Any]]) -> None:
+def reattach(
+    groups: list[dict[str, Any]],
+    states: Mapping[Tensor, State],
+    defaults: dict[str, Any],
+    state_dtype: torch.dtype | None,
+    state_dict: dict[str, Any],
+    previous: list[dict[str, Any]],
+) -> None:
     """Undo the casts of ``torch.optim.Optimizer.load_state_dict``, and complete what plain AdamW does not save.
 
     The base class casts every state tensor of a floating-point parameter to the parameter's dtype: rank codes and
@@ -137,17 +141,17 @@ def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any], previous: list[d
     that AdamW lacks.
     """
     lacking: list[str] = []
-    for group, saved, own in zip(optimizer.param_groups, state_dict["param_groups"], previous, strict=True):
-        for key, default in {**optimizer.defaults, **GROUP_COUNTERS}.items():
+    for group, saved, own in zip(groups, state_dict["param_groups"], previous, strict=True):
+        for key, default in {**defaults, **GROUP_COUNTERS}.items():
             if key != "differentiable":  # no option of ours; the base class adds it to the defaults when it loads
                 group.setdefault(key, default if key in GROUP_COUNTERS else own.get(key, default))
         for param, index in zip(group["params"], saved["params"], strict=True):
-            state = optimizer.state.get(param)
+            state = states.get(param)
             if not state:
                 continue
             _undo_casts(state, state_dict["state"][index], param, capturable=group["capturable"])
             lacking += [name for name in state_names(group) if name not in state and name not in lacking]
-            make_state(state, group, param, optimizer.options.state_dtype)
+            make_state(state, group, param, state_dtype)
     if "rank_code" in lacking:
         warn(
             "the state_dict was saved by an optimizer without selection (AdamW): its moments are taken, importance "

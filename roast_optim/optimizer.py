@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -15,30 +14,20 @@ from . import checkpoint
 from .backends import backend_for, check_backend
 from .importance import RankedTensors, fill_magnitude_scores_, fill_random_scores_, refresh_rank_codes
 from .kernels.backend import Backend
-from .kernels.step import Position, Selection, StepOptions, StepRow
-from .masking import selection_tables
+from .kernels.step import Position, StepRow
 from .options import (
     DEFAULTS,
-    GROUP_OPTIONS,
     OPTIONS,
-    OPTIONS_OF_MASKS,
     RoastOptions,
     check_group,
     documented,
     group_options,
 )
-from .sharding import (
-    any_process,
-    check_process_group,
-    local,
-    mesh_groups,
-    position_of,
-    require_same,
-    shard_groups,
-    sum_over_lower_ranks,
-)
+from .processes import any_of_them, device_of, parameters_of_earlier_stages, require_same_masks
+from .sharding import check_process_group, local, position_of, shard_groups
 from .state import State, make_state, step_row
 from .statistics import selection_stats
+from .step_options import accumulates, step_options
 from .step_plans import PlannedStep, StepPlans
 from .user_warning import warn
 
@@ -109,7 +98,7 @@ class RoastAdamW(Optimizer):
         self._measuring = False
         self._has_stepped = False
         self._first_id = 0
-        self._plans = self._new_plans()
+        self._plans = StepPlans()
         self._warned: set[str] = set()
         super().__init__(params, group_options(given))
 
@@ -138,10 +127,8 @@ class RoastAdamW(Optimizer):
         return {param: position_of(param, parameter_id) for param, parameter_id in ids.items()}
 
     def _number_after_earlier_stages(self) -> None:
-        """Let the ids of a pipeline stage follow those of the stages before it, lest two parameters share draws."""
         if self.process_group is not None:
-            count = sum(len(group["params"]) for group in self.param_groups)
-            self._first_id = sum_over_lower_ranks(count, self.process_group, self._device())
+            self._first_id = parameters_of_earlier_stages(self.param_groups, self.process_group)
             self.positions = self._place()
 
     def _backend_of(self, device: torch.device) -> Backend:
@@ -189,7 +176,7 @@ class RoastAdamW(Optimizer):
             return
         first, self._has_stepped = not self._has_stepped, True
         if first:
-            self._require_same_on_all_processes()
+            require_same_masks(self.param_groups, self.options, self.process_group)
         if self._measuring:
             self._accumulate(planned)
         elif not (first and self._only_makes_state(had_state, planned)):
@@ -198,39 +185,30 @@ class RoastAdamW(Optimizer):
 
     def _planned_steps(self) -> list[list[PlannedStep]]:
         """What the step of each group has to do; makes missing state and notices what has changed."""
-        return [self._plans.of_group(number, group, self.state) for number, group in enumerate(self.param_groups)]
+        return [
+            self._plans.of_group(number, group, self.state, self._row_of, self._backend_of)
+            for number, group in enumerate(self.param_groups)
+        ]
 
     def _accumulate(self, planned: list[list[PlannedStep]]) -> None:
         for group, steps in zip(self.param_groups, planned, strict=True):
-            if group["selective"] and self.options.importance == "gradient":
+            if accumulates(group, self.options):
                 for _, plan, grads in steps:
                     plan.accumulate(grads)
 
     def _update(self, planned: list[list[PlannedStep]]) -> None:
         for group, steps in zip(self.param_groups, planned, strict=True):
             group["steps_since_refresh"] += 1
-            accumulate = (
-                group["selective"]
-                and self.options.importance == "gradient"
-                and group["steps_since_refresh"] % self.options.importance_every == 0
-            )
             for device, plan, grads in steps:
-                options = StepOptions(
-                    lr=_scalar(group["lr"]),
-                    beta1=_scalar(group["betas"][0]),
-                    beta2=_scalar(group["betas"][1]),
-                    accumulate=accumulate,
-                    selection=self._selection(group, device),
-                    **{name: group[name] for name in _NAMED_ALIKE},
-                )
-                plan.step(grads, options)
+                plan.step(grads, step_options(group, self.options, device))
 
     def _refresh_if_due(self) -> None:
         every = self.options.refresh_every
-        if every is not None and self._steps_since_refresh() >= every:
+        if every is not None and self.steps_since_refresh >= every:
             self.refresh()
 
-    def _steps_since_refresh(self) -> int:
+    @property
+    def steps_since_refresh(self) -> int:
         """Steps that this process and those it is ranked with have taken since; 0 if nothing is selective."""
         # A process of a process group joins in the others' refresh even if nothing of its own is selective.
         counting = [group for group in self.param_groups if group["selective"] or self.process_group is not None]
@@ -251,40 +229,12 @@ class RoastAdamW(Optimizer):
         state = self._state_of(group, param)
         return step_row(state, group, param, self._position_of(param))
 
-    def _new_plans(self) -> StepPlans:
-        return StepPlans(self._row_of, self._backend_of)
-
     def _only_makes_state(self, had_state: bool, planned: list[list[PlannedStep]]) -> bool:
         """Whether this is the step by which distributed checkpoints make state: lr = 0 and all gradients zero."""
         if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
         real = had_state or any(bool(grad.any()) for steps in planned for step in steps for grad in step.grads)
-        groups = self._mesh_groups() + ([self.process_group] if self.process_group is not None else [])
-        return not any_process(real, groups, self._device())
-
-    def _device(self) -> torch.device:
-        """Where what processes tell each other has to lie. A group may be empty."""
-        device: torch.device = next(param.device for group in self.param_groups for param in group["params"])
-        return device
-
-    def _mesh_groups(self) -> list[ProcessGroup]:
-        return mesh_groups(param for group in self.param_groups for param in group["params"])
-
-    def _require_same_on_all_processes(self) -> None:
-        """Masks agree only where seeds and options do: compare them before it matters rather than after."""
-        if groups := self._mesh_groups():
-            of_groups = [{name: group[name] for name in OPTIONS_OF_MASKS} for group in self.param_groups]
-            require_same(f"{self.options}, groups {of_groups}", groups, self._device())
-        if self.process_group is not None:  # these processes may well have other parameter groups
-            seeds = sorted({group["seed"] for group in self.param_groups})
-            require_same(f"{self.options}, seeds {seeds}", [self.process_group], self._device())
-
-    def _selection(self, group: dict[str, Any], device: torch.device) -> Selection | None:
-        if not group["selective"] or group["refreshes"] == 0:
-            return None
-        thresholds, rescaling = selection_tables(group["alpha"], group["beta"], self.options.rescale, device)
-        draw_number = group["refreshes"] if self.options.mask_schedule == "refresh" else None
-        return Selection(group["seed"], thresholds, rescaling, draw_number, self.options.selection)
+        return not any_of_them(real, self.param_groups, self.process_group)
 
     # ------------------------------------------------------------------------------------------------------- importance
 
@@ -309,7 +259,7 @@ class RoastAdamW(Optimizer):
         done. Where parameters are sharded, every process must call it: it is one all-reduce of 512 KB over the
         processes that share them.
         """
-        self._require_same_on_all_processes()
+        require_same_masks(self.param_groups, self.options, self.process_group)
         self._number_after_earlier_stages()
         parts: dict[tuple[Any, ...], RankedTensors] = {}
         for group in self.param_groups:
@@ -329,7 +279,7 @@ class RoastAdamW(Optimizer):
                 parts[key].rank_codes.append(local(state["rank_code"]))
         if not parts and self.process_group is None:
             return
-        ranked = refresh_rank_codes(list(parts.values()), self.process_group, self._device())
+        ranked = refresh_rank_codes(list(parts.values()), self.process_group, device_of(self.param_groups))
         for group in self.param_groups:
             group["steps_since_refresh"] = 0
             group["refreshes"] += int(ranked)
@@ -349,7 +299,7 @@ class RoastAdamW(Optimizer):
             ``steps_since_refresh``; ``refreshes``; ``groups``, a list of the same entries per parameter group. Shares
             are fractions of one; where no mask is active both are 1.
         """
-        return selection_stats(self)
+        return selection_stats(self.param_groups, self.state, self.positions, self.options.mask_schedule)
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
 
@@ -362,9 +312,9 @@ class RoastAdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plans = self._new_plans()
+        self._plans = StepPlans()
         if hasattr(self, "_incoming"):
-            checkpoint.reattach(self, *self._incoming)
+            checkpoint.reattach(self.param_groups, self.state, self.defaults, self.options.state_dtype, *self._incoming)
         self.positions = self._place()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -383,7 +333,7 @@ class RoastAdamW(Optimizer):
         before = (self.state, self.param_groups, self.positions)
 
         def remember(_: Optimizer, final: dict[str, Any]) -> None:  # after all hooks of the user
-            checkpoint.check(self, final)
+            checkpoint.check(self.param_groups, final)
             self._incoming = (final, self.param_groups)
 
         handle = self.register_load_state_dict_pre_hook(remember)
@@ -396,12 +346,3 @@ class RoastAdamW(Optimizer):
         finally:
             handle.remove()
             self.__dict__.pop("_incoming", None)
-
-
-# Options of a group that a step takes under the same name.
-_NAMED_ALIKE = [each.name for each in fields(StepOptions) if each.name in GROUP_OPTIONS and each.name != "lr"]
-
-
-def _scalar(value: float | Tensor) -> float | Tensor:
-    """A number, or a tensor of no dimensions, from an option that may be a tensor of one element of any shape."""
-    return value.reshape(()) if isinstance(value, Tensor) else value

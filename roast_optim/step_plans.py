@@ -29,17 +29,9 @@ class PlannedStep(NamedTuple):
 
 
 class StepPlans:
-    """The plans by number of the parameter group. They hold tensors of the last step until :meth:`clear` or the next.
+    """The plans by number of the parameter group; they hold tensors of the last step until the next, or `clear`."""
 
-    Args:
-        row_of: makes the row of a parameter, and its state where that is missing.
-        backend_of: the backend of a device.
-    """
-
-    def __init__(
-        self, row_of: Callable[[dict[str, Any], Tensor], StepRow], backend_of: Callable[[torch.device], Backend]
-    ) -> None:
-        self._row_of, self._backend_of = row_of, backend_of
+    def __init__(self) -> None:
         self._plans: dict[int, _GroupPlan] = {}
         # A CUDA graph may be replayed long after its step was planned anew.
         self._held_for_graphs: list[Tensor] = []
@@ -49,38 +41,39 @@ class StepPlans:
         for number in [*self._plans]:
             self._forget(number)
 
-    def of_group(self, number: int, group: dict[str, Any], state: MutableMapping[Tensor, State]) -> list[PlannedStep]:
+    def of_group(
+        self,
+        number: int,
+        group: dict[str, Any],
+        state: MutableMapping[Tensor, State],
+        row_of: Callable[[dict[str, Any], Tensor], StepRow],
+        backend_of: Callable[[torch.device], Backend],
+    ) -> list[PlannedStep]:
         """What a step of that group has to do, by device; nothing where no parameter has a gradient.
+
+        Args:
+            number: of the group.
+            group, state: the group, and the state of all parameters.
+            row_of: makes the row of a parameter, and its state where that is missing.
+            backend_of: the backend of a device.
 
         Raises:
             RuntimeError: a sparse or complex gradient, or a parameter of another shape than its state.
         """
         grads = [param.grad for param in group["params"]]
         known = self._plans.get(number)
-        if known is None or not known.fits(group, grads, state, self._backend_of):
+        if known is None or not known.fits(group, grads, state, backend_of):
             self._forget(number)
             stepping = [param for param, grad in zip(group["params"], grads, strict=True) if grad is not None]
             refuse_sparse_and_complex(stepping, [grad for grad in grads if grad is not None])
-            known = self._plans[number] = self._make(group, grads)
+            rows = [row_of(group, param) for param in stepping]
+            known = self._plans[number] = _GroupPlan(group, stepping, grads, rows, backend_of)
         return known.steps([grad for grad in grads if grad is not None])
 
     def _forget(self, number: int) -> None:
         if number in self._plans:
             for part in self._plans.pop(number).parts:
                 self._held_for_graphs += part.plan.held_for_graphs
-
-    def _make(self, group: dict[str, Any], grads: list[Tensor | None]) -> _GroupPlan:
-        params = list(group["params"])
-        stepping = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
-        rows = [self._row_of(group, param) for param in stepping]
-        by_device: dict[torch.device, list[int]] = {}
-        for i, param in enumerate(stepping):
-            by_device.setdefault(param.device, []).append(i)
-        parts = []
-        for device, indices in by_device.items():
-            backend = self._backend_of(device)
-            parts.append(_Part(device, backend, backend.plan([rows[i] for i in indices]), indices))
-        return _GroupPlan(params, stepping, [grad is None for grad in grads], state_names(group), parts)
 
 
 class _Part(NamedTuple):
@@ -95,15 +88,22 @@ class _GroupPlan:
 
     def __init__(
         self,
-        params: list[Tensor],
+        group: dict[str, Any],
         stepping: list[Tensor],
-        lacks_gradient: list[bool],
-        names: tuple[str, ...],
-        parts: list[_Part],
+        grads: list[Tensor | None],
+        rows: list[StepRow],
+        backend_of: Callable[[torch.device], Backend],
     ) -> None:
-        self.parts = parts
-        self._params, self._stepping, self._lacks_gradient, self._names = params, stepping, lacks_gradient, names
-        self._state_tensors_of: Callable[[State], tuple[Tensor, ...]] = itemgetter(*names)
+        self._params, self._stepping, self._names = list(group["params"]), stepping, state_names(group)
+        self._lacks_gradient = [grad is None for grad in grads]
+        by_device: dict[torch.device, list[int]] = {}
+        for i, param in enumerate(stepping):
+            by_device.setdefault(param.device, []).append(i)
+        self.parts = []
+        for device, indices in by_device.items():
+            backend = backend_of(device)
+            self.parts.append(_Part(device, backend, backend.plan([rows[i] for i in indices]), indices))
+        self._state_tensors_of: Callable[[State], tuple[Tensor, ...]] = itemgetter(*self._names)
         self._is_spread = any(sharding_of(param) is not None for param in stepping)
 
     def fits(

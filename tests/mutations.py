@@ -51,6 +51,10 @@ TESTS = {
         "tests/roast_optim/test_optimizer_checkpoint.py",
         "tests/roast_optim/test_optimizer_adamw.py",
     ),
+    "roast_optim/step_options.py": (
+        "tests/roast_optim/test_optimizer_selection.py",
+        "tests/roast_optim/test_optimizer_refresh.py",
+    ),
     "roast_optim/checkpoint.py": ("tests/roast_optim/test_optimizer_checkpoint.py",),
     "roast_optim/adversarial.py": (
         "tests/roast_optim/test_adversarial.py",
@@ -61,6 +65,7 @@ TESTS = {
     "roast_optim/task_gradient.py": ("tests/roast_optim/test_adversarial.py",),
 }
 REFERENCE, OPTIMIZER = "kernels/reference.py", "roast_optim/optimizer.py"
+STEP_OPTIONS = "roast_optim/step_options.py"
 MASKING, IMPORTANCE = "roast_optim/masking.py", "roast_optim/importance.py"
 ADVERSARIAL, PERTURBATION, LOSSES = "roast_optim/adversarial.py", "roast_optim/perturbation.py", "roast_optim/losses.py"
 
@@ -98,13 +103,13 @@ FAULTS = (
     Fault("ranks reversed", IMPORTANCE, "below = histogram.cumsum(0).sub_(histogram)", "below = histogram.sum() - histogram.cumsum(0)"),
     Fault("nothing accumulated resets the ranks", IMPORTANCE, "        return False\n    table", "        pass\n    table"),
     Fault("random scores drawn by a step's number", IMPORTANCE, "draw_number=0, device", "draw_number=1, device"),
-    Fault("refresh one step late", OPTIMIZER, '_steps_since_refresh() >= every', '_steps_since_refresh() > every'),
+    Fault("refresh one step late", OPTIMIZER, 'self.steps_since_refresh >= every', 'self.steps_since_refresh > every'),
     Fault("steps since the refresh go on", OPTIMIZER, '            group["steps_since_refresh"] = 0\n', ""),
-    Fault("masks before the first refresh", OPTIMIZER, 'if not group["selective"] or group["refreshes"] == 0:', 'if not group["selective"]:'),
-    Fault("mask per refresh drawn at every step", OPTIMIZER, 'if self.options.mask_schedule == "refresh" else None', 'if self.options.mask_schedule == "never" else None'),
-    Fault("importance at every step", OPTIMIZER, "% self.options.importance_every == 0", "% 1 == 0"),
+    Fault("masks before the first refresh", STEP_OPTIONS, 'if not group["selective"] or group["refreshes"] == 0:', 'if not group["selective"]:'),
+    Fault("mask per refresh drawn at every step", STEP_OPTIONS, 'if options.mask_schedule == "refresh" else None', 'if options.mask_schedule == "never" else None'),
+    Fault("importance at every step", STEP_OPTIONS, "% options.importance_every == 0", "% 1 == 0"),
     Fault("measuring also steps", OPTIMIZER, "            self._accumulate(planned)\n        elif not", "            self._accumulate(planned)\n        if not"),
-    Fault("every group draws with the first seed", OPTIMIZER, 'return Selection(group["seed"],', 'return Selection(self.param_groups[0]["seed"],'),
+    Fault("every group draws with the same seed", STEP_OPTIONS, 'return Selection(group["seed"],', 'return Selection(0,'),
     Fault("loaded state keeps the parameter's dtype", "roast_optim/checkpoint.py", '            state[key] = (value.contiguous() if shared else value).to(device=param.device)\n', "            pass\n"),
     Fault("shapes not checked", "roast_optim/checkpoint.py", "if value.shape != param.shape:", "if False:"),
     Fault("clean loss forgotten", ADVERSARIAL, "self.clean_weight * clean.loss", "0 * clean.loss"),

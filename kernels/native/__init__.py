@@ -29,6 +29,7 @@ from .tensor_lists import DTYPES, addresses, parts, pointer, sizes, sizes_and_ad
 
 __all__ = [
     "accumulate_importance_",
+    "activation_kernels",
     "assign_rank_codes_",
     "histogram_",
     "instruction_set",
@@ -43,6 +44,10 @@ __all__ = [
 def supports(device: torch.device) -> bool:
     """Whether tensors on ``device`` can be given to this backend: those on the CPU."""
     return device.type == "cpu"
+
+
+def activation_kernels(*tensors: Tensor) -> None:
+    """None: plain torch does it."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- step

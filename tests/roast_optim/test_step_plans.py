@@ -410,3 +410,16 @@ def test_a_loaded_state_leaves_nothing_of_the_old_one_behind(backend: str) -> No
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     gc.collect()
     assert old() is None
+
+
+def test_an_optimizer_that_is_not_used_any_more_is_freed_at_once(backend: str) -> None:
+    """Its state may fill most of a device: no cycle of references must keep it until the next garbage collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        param, optimizer = small(backend)
+        kept = weakref.ref(optimizer), weakref.ref(optimizer.state[param]["exp_avg"])
+        del optimizer
+        assert [each() for each in kept] == [None, None]
+    finally:
+        gc.enable()

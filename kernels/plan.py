@@ -8,28 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from operator import attrgetter, is_
+from operator import is_
 
-import torch
 from torch import Tensor
 
 from .step import TENSORS, StepOptions, StepRow
-
-_dtype_of = attrgetter("dtype")
-
-
-def facts(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype], list[int], list[bool]]:
-    """Address, dtype, number of elements and contiguity of each tensor: what a kernel relies on.
-
-    Together they notice every change between two steps: ``.data``, ``set_``, ``resize_``, a view or dtype of the same
-    memory, storage that was freed or moved. Four lists without a call of a Python function: it runs at every step.
-    """
-    return (
-        list(map(Tensor.data_ptr, tensors)),
-        list(map(_dtype_of, tensors)),
-        list(map(Tensor.numel, tensors)),
-        list(map(Tensor.is_contiguous, tensors)),
-    )
+from .tensor_facts import facts
 
 
 class StepPlan(ABC):
@@ -57,7 +41,11 @@ class StepPlan(ABC):
         self._planned = self.facts_of(self.params), self.facts_of(self._state)
 
     def facts_of(self, tensors: Sequence[Tensor]) -> object:
-        """What the plan relies on of tensors and would not notice in the step."""
+        """What the plan relies on of tensors and would not notice in the step.
+
+        Facts notice every change: ``.data``, ``set_``, ``resize_``, a view or dtype of the same memory, storage that
+        was freed or moved.
+        """
         return facts(tensors)
 
     def fits(self, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:

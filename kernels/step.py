@@ -247,6 +247,13 @@ class StepRow:
             if tensor is not None:
                 yield name, tensor
 
+    def has_usual_dtypes(self) -> bool:
+        """Whether all but the gradient are of the dtypes that follow from the parameter's and the first moment's."""
+        dtypes = self.param.dtype, self.exp_avg.dtype
+        return all(
+            tensor.dtype == TENSORS[name].dtype.resolved(*dtypes) for name, tensor in self.tensors() if name != "grad"
+        )
+
     def with_gradient(self, grad: Tensor | None) -> StepRow:
         """The same row with another gradient."""
         return replace(self, grad=grad)

@@ -24,6 +24,7 @@ from torch.autograd.graph import increment_version
 from .. import reference
 from ..plan import StepPlan, check_options, gradients
 from ..step import CHOICES, HISTOGRAM_BINS, RANK_CODES, SCALARS, TENSORS, Selection, StepOptions, StepRow
+from ..tensor_facts import facts
 from .library import Step, instruction_set, loaded, threads, unavailable, use_instruction_set
 from .tensor_lists import DTYPES, addresses, parts, pointer, sizes, sizes_and_addresses, succeeded
 
@@ -130,7 +131,8 @@ class _Part:
         self.indices = indices
         self._dtype = rows[0].param.dtype
         self._params = [row.param for row in rows]
-        self._numel = sizes(self._params)
+        self._numel, found = sizes(self._params), facts(self._params)
+        self._kinds, self._sizes = found.kinds, found.sizes
         lists = {name: array("q") for name in TENSORS}
         for row in rows:
             for name, tensor in row.with_gradient(None).tensors():
@@ -162,17 +164,13 @@ class _Part:
 
     def addresses(self, grads: Sequence[Tensor]) -> array[int] | None:
         """Addresses of the gradients; None if the library cannot take one of them, as :meth:`takes` says of each."""
-        dtype = self._dtype
-        found = [
-            grad.data_ptr()
-            for grad, size in zip(grads, self._numel, strict=True)
-            if grad.dtype is dtype
-            and grad.is_cpu
-            and grad.is_contiguous()
-            and grad.numel() == size
-            and not grad.is_neg()
-        ]
-        return array("q", found) if len(found) == len(grads) else None
+        found = facts(grads)
+        alike = found.kinds == self._kinds and found.sizes == self._sizes and all(found.contiguous)
+        if alike and not any(map(Tensor.is_neg, grads)):
+            return array("q", found.addresses)
+        if not all(self.takes(grad, i) for i, grad in enumerate(grads)):
+            return None
+        return array("q", map(Tensor.data_ptr, grads))
 
     def step(self, grads: array[int], options: StepOptions) -> bool:
         """Whether the library took the step; False: nothing was changed, the reference must."""
@@ -203,13 +201,11 @@ def _number(name: str, value: Any) -> Any:
 def _dtypes(row: StepRow) -> tuple[torch.dtype, torch.dtype] | None:
     """Dtypes of the parameter and of its moments; None: the reference must take the row."""
     dtypes, numel = (row.param.dtype, row.exp_avg.dtype), row.param.numel()
-    if not DTYPES.keys() >= set(dtypes):
+    if not DTYPES.keys() >= set(dtypes) or not row.has_usual_dtypes():
         return None
     for name, tensor in row.with_gradient(None).tensors():
-        described = TENSORS[name]
         suits = (
-            tensor.dtype is described.dtype.resolved(*dtypes)
-            and tensor.numel() == (numel if described.per_element else 1)
+            tensor.numel() == (numel if TENSORS[name].per_element else 1)
             and tensor.is_cpu
             and tensor.is_contiguous()
             and not tensor.is_neg()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,21 @@ class Step(ctypes.Structure):
         ("moment_dtype", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
+
+
+def facts_function(exchange_capsule: object) -> Callable[[list[Any], int, int], int] | None:
+    """``roast_facts`` with torch's table of DLPack's functions; None if the library cannot be used."""
+    if unavailable() is not None:
+        return None
+    pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+        ("PyCapsule_GetPointer", ctypes.pythonapi)
+    )
+    table = pointer_of(exchange_capsule, b"dlpack_exchange_api")
+    # PyDLL and not CDLL: the interpreter's lock is kept, and its errors are raised.
+    function = ctypes.PyDLL(loaded()._name).roast_facts
+    function.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.c_int64, ctypes.c_void_p)
+    function.restype = ctypes.c_int32
+    return partial(function, table)
 
 
 def _fields() -> list[str]:

@@ -18,6 +18,7 @@ from torch.autograd.graph import increment_version
 from .. import reference
 from ..plan import StepPlan, check_options, gradients
 from ..step import SCALARS, Selection, StepOptions, StepRow
+from ..tensor_facts import Facts, facts
 from .importance import FLOAT_TYPES, accumulate_importance_
 from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, is_aligned
@@ -26,7 +27,7 @@ from .roast_adamw_kernel import COLUMNS, roast_adamw_kernel
 # Numbers that the kernel takes as they are, by name.
 _NUMBERS = [name for name, kind in SCALARS.items() if kind == "double" and name not in ("lr", "beta1", "beta2")]
 _GRAD, _STEP = COLUMNS.index("grad"), COLUMNS.index("step")
-_shape_of, _device_of, _dtype_of = attrgetter("shape"), attrgetter("device"), attrgetter("dtype")
+_shape_of, _device_of = attrgetter("shape"), attrgetter("device")
 
 
 def plan(rows: Sequence[StepRow]) -> StepPlan:
@@ -76,7 +77,7 @@ class _Plan(StepPlan):
         steps = [row.step for row in rows]
         on_host = all(step.is_cpu and step.dtype is torch.float32 for step in steps)
         self._counts = [c_float.from_address(step.data_ptr()) for step in steps] if on_host else None
-        self._grads_of_launches: tuple[list[torch.dtype], list[bool], list[bool]] | None = None
+        self._grads_of_launches: tuple[Sequence[object], Sequence[int], list[bool]] | None = None
         self._launches: list[_Launch] = []
         self._by_reference: list[int] = []
 
@@ -91,8 +92,9 @@ class _Plan(StepPlan):
         if any(isinstance(beta, Tensor) and beta.is_cuda for beta in (options.beta1, options.beta2)):
             reference.roast_adamw_(self.rows(grads), options)
             return
-        addresses = list(map(Tensor.data_ptr, grads))
-        self._find_launches(grads, addresses)
+        found = facts(grads)
+        addresses = found.addresses
+        self._find_launches(grads, found, addresses)
         counts = self._counted(options.capturable)
         for launch in self._launches:
             launch.run(addresses, counts, options)
@@ -101,6 +103,7 @@ class _Plan(StepPlan):
             reference.roast_adamw_([rows[i] for i in self._by_reference], options)
 
     def _check_gradients(self, grads: Sequence[Tensor]) -> None:
+        # Facts tell neither a shape of the same size nor, before they are compared, another device.
         if list(map(_shape_of, grads)) != self._shapes or list(map(_device_of, grads)) != self._devices:
             for row in self.rows(grads):
                 _check_same_place(row)
@@ -113,15 +116,15 @@ class _Plan(StepPlan):
                     "move the step count there"
                 )
 
-    def _find_launches(self, grads: Sequence[Tensor], addresses: list[int]) -> None:
+    def _find_launches(self, grads: Sequence[Tensor], found: Facts, addresses: Sequence[int]) -> None:
         aligned = [address & 15 == 0 for address in addresses]
-        kinds = (list(map(_dtype_of, grads)), list(map(Tensor.is_contiguous, grads)), aligned)
+        kinds = (found.kinds, found.contiguous, aligned)
         if kinds == self._grads_of_launches:
             return
         members: dict[Variant | None, list[int]] = {}
         rows = self.rows()
-        for i, (row, *kind) in enumerate(zip(rows, *kinds, strict=True)):
-            members.setdefault(_variant(row, *kind), []).append(i)
+        for i, (row, grad, on_edge) in enumerate(zip(rows, grads, aligned, strict=True)):
+            members.setdefault(_variant(row, grad, on_edge), []).append(i)
         self._by_reference = members.pop(None, [])
         self._launches = [
             _Launch(variant, [rows[i] for i in indices], indices, DeviceTables(self.held_for_graphs))
@@ -156,7 +159,7 @@ class _Launch:
             columns.append([addresses.get(name, 0) for name in COLUMNS])
         self._table = PointerTable(variant.device, [param.numel() for param in self._params], columns)
 
-    def run(self, grads: list[int], counts: list[int], options: StepOptions) -> None:
+    def run(self, grads: Sequence[int], counts: Sequence[int], options: StepOptions) -> None:
         """Launch; addresses of gradients and step counts, or their addresses with ``capturable``, are of all rows."""
         variant, selection, lr = self.variant, options.selection, options.lr
         for column, numbers in ((_GRAD, grads), (_STEP, counts)):
@@ -218,12 +221,12 @@ def _check_same_place(row: StepRow) -> None:
             )
 
 
-def _variant(row: StepRow, grad_dtype: torch.dtype, grad_is_contiguous: bool, grad_is_aligned: bool) -> Variant | None:
-    """The launch that a row belongs to with such a gradient; None: the reference."""
+def _variant(row: StepRow, grad: Tensor, grad_is_aligned: bool) -> Variant | None:
+    """The launch that a row belongs to with a gradient; None: the reference."""
     tensors = [tensor for name, tensor in row.tensors() if name != "step"]
-    dtypes = (row.param.dtype, grad_dtype, row.exp_avg.dtype)
-    contiguous = grad_is_contiguous and all(tensor.is_contiguous() for tensor in tensors)
-    if not contiguous or row.exp_avg_sq.dtype != row.exp_avg.dtype or not FLOAT_TYPES.keys() >= set(dtypes):
+    dtypes = (row.param.dtype, grad.dtype, row.exp_avg.dtype)
+    contiguous = grad.is_contiguous() and all(tensor.is_contiguous() for tensor in tensors)
+    if not contiguous or not row.has_usual_dtypes() or not FLOAT_TYPES.keys() >= set(dtypes):
         return None
     aligned = grad_is_aligned and is_aligned([tensor.data_ptr() for tensor in tensors])
     run = row.position.inner_length >= row.param.numel() and row.position.first_index % 4 == 0

@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 
 from roast_optim import RoastAdamW
 from roast_optim.kernels.backend import load_backend
+from roast_optim.kernels.step import TENSORS
 
 from .pairs import Contestant
 from .workloads import Shapes, make_parameters
@@ -128,12 +129,12 @@ def double_argsort(scores: list[Tensor]) -> Tensor:
 
 
 def step_bytes(optimizer: Optimizer) -> float:
-    """Bytes that a step has to read and write: parameter and moments both, gradient and rank code are read only."""
+    """Bytes that a step which accumulates no importance has to read and write."""
     moved = 0.0
     for parameter, state in optimizer.state.items():
-        read = [tensor for tensor in (parameter.grad, state.get("rank_code")) if tensor is not None]
-        both = [parameter, state["exp_avg"], state["exp_avg_sq"]]
-        moved += sum(tensor.nbytes for tensor in read) + 2 * sum(tensor.nbytes for tensor in both)
+        for name, tensor in {**state, "param": parameter, "grad": parameter.grad}.items():
+            if TENSORS[name].per_element and name != "importance":
+                moved += tensor.nbytes * (1 + TENSORS[name].written)
     return moved
 
 

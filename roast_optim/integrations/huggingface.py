@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..embedding_block import unwrapped
 from ..losses import IGNORED_LABEL
 from ..model_call import ModelCall
 from ..optimizer import RoastAdamW
+from ..options import OPTIONS, config_field
 from ..param_groups import selective_param_groups
 from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer
 
@@ -30,31 +31,19 @@ class RoastConfig:
     :class:`.RoastAdamW` and :class:`.AdversarialEmbedding` for what each option does; values out of range raise there.
     """
 
-    alpha: float = field(
-        default=0.9, metadata={"help": "Percentile rank of importance at which an element is updated half the time."}
-    )
-    beta: float = field(default=10.0, metadata={"help": "How sharply the keep probability rises around alpha."})
-    refresh_every: int | None = field(
-        default=None, metadata={"help": "Optimizer steps between refreshes of the ranks. Default: an epoch."}
-    )
-    mask_schedule: str = field(
-        default="step", metadata={"help": '"step": new masks at every step; "refresh": at every refresh.'}
-    )
-    rescale: bool = field(default=True, metadata={"help": "Divide a kept gradient by its keep probability."})
-    selective: bool = field(
-        default=True, metadata={"help": "Train the transformer blocks selectively; otherwise the optimizer is AdamW."}
-    )
-    importance: str = field(
-        default="gradient", metadata={"help": '"gradient", or for ablations "random" or "magnitude".'}
-    )
-    importance_every: int = field(default=1, metadata={"help": "Accumulate importance at every k-th step only."})
+    alpha: float = config_field("alpha")
+    beta: float = config_field("beta")
+    refresh_every: int | None = config_field("refresh_every", "The Trainer does so after every epoch.")
+    mask_schedule: str = config_field("mask_schedule")
+    rescale: bool = config_field("rescale")
+    selective: bool = config_field("selective", "Of the transformer blocks; all else is always updated.")
+    importance: str = config_field("importance")
+    importance_every: int = config_field("importance_every")
     always_update: list[str] | None = field(
         default=None, metadata={"help": "Regular expressions of names that are never selective."}
     )
-    state_dtype: str | None = field(
-        default=None, metadata={"help": 'Dtype of the moments, as "float32". Default: that of the parameter.'}
-    )
-    backend: str = field(default="auto", metadata={"help": '"auto", "triton", "native" or "reference".'})
+    state_dtype: str | None = config_field("state_dtype", 'Its name, as "float32".')
+    backend: str = config_field("backend")
     step_size: float = field(default=0.1, metadata={"help": "Length of the perturbation of each token."})
     consistency_weight: float = field(default=0.01, metadata={"help": "Weight of the consistency loss."})
     adversarial_weight: float = field(
@@ -82,18 +71,14 @@ class RoastConfig:
         groups = selective_param_groups(model, args.weight_decay, self.always_update)
         for group in groups:
             group["selective"] = group["selective"] and self.selective
-        names = (
-            "alpha", "beta", "refresh_every", "mask_schedule", "rescale", "importance", "importance_every", "backend",
-        )  # fmt: skip
-        return RoastAdamW(
-            groups,
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-            seed=args.seed,
-            state_dtype=state_dtype,
-            **{name: getattr(self, name) for name in names},
-        )
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name in OPTIONS}
+        of_trainer = {
+            "lr": args.learning_rate,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "eps": args.adam_epsilon,
+            "seed": args.seed,
+        }
+        return RoastAdamW(groups, **{**own, **of_trainer, "state_dtype": state_dtype})
 
     def make_adversary(self, model: nn.Module) -> _TrainerAdversary:
         """The adversary of ``model``, which must not be wrapped, sharded or compiled yet.

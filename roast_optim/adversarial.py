@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .data_parallel import call_as_one_forward_pass
-from .embedding_block import find_embedding_output, unwrapped
+from .embedding_block import find_embedding_output
 from .embedding_hook import EmbeddingHook, ForwardPass
 from .losses import consistency_loss
 from .model_call import ModelCall, loss_and_logits, with_loss
+from .model_wrappers import call_as_one_forward_pass, unwrapped
 from .perturbation import NORMS, perturbed_embedding, token_mask
 from .task_gradient import LossScale, differentiate, graphs_kept, overflows_early, parameters_to_hold, replay
 from .user_warning import warn

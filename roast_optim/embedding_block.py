@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .model_wrappers import is_compiled, is_fully_sharded, unwrapped
 from .param_groups import transformer_blocks
 
 
@@ -52,7 +53,7 @@ def find_embedding_output(model: nn.Module, embedding: str | nn.Module | None) -
     root = _encoder(unwrapped(model))
     table = _word_embedding_table(root)
     path = [] if table is None else _ancestors(root, table)
-    trace = None if any(is_sharded(module) for module in path) else _Trace.of(path)
+    trace = None if any(is_fully_sharded(module) for module in path) else _Trace.of(path)
     if isinstance(embedding, nn.Module):
         module = embedding
         if module not in names:
@@ -68,34 +69,6 @@ def find_embedding_output(model: nn.Module, embedding: str | nn.Module | None) -
         module = table if embedding == "word" else _embedding_block(table, path, trace)
     _refuse_compiled(model, module)
     return EmbeddingOutput(module, names[module], module is table, trace is not None and trace.tokens_first(module))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, FullyShardedDataParallel and torch.compile's wrapper."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel) or _is_flat_sharded(model):
-            model = model.get_submodule("module")
-        elif "_orig_mod" in model._modules:
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Is it wrapped by FullyShardedDataParallel or by fully_shard?"""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(module, FSDPModule) or _is_flat_sharded(module)
-
-
-def _is_flat_sharded(module: nn.Module) -> bool:
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    return isinstance(module, FullyShardedDataParallel)
 
 
 def _encoder(model: nn.Module) -> nn.Module:
@@ -143,7 +116,7 @@ def _embedding_block(table: nn.Module, path: list[nn.Module], trace: _Trace | No
         return table
     if block is not table:
         return block
-    if trace is None and any(is_sharded(module) for module in path):
+    if trace is None and any(is_fully_sharded(module) for module in path):
         raise ValueError(
             "model is sharded already, and its embedding block cannot be found without running a part of it; make the "
             'AdversarialEmbedding before sharding, or pass embedding="word" or the module to perturb'
@@ -151,13 +124,9 @@ def _embedding_block(table: nn.Module, path: list[nn.Module], trace: _Trace | No
     return (trace.source_of_first_block() if trace is not None else None) or table
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
-
-
 def _refuse_compiled(model: nn.Module, module: nn.Module) -> None:
     for outer in model.modules():
-        if _is_compiled(outer) and any(inner is module for inner in outer.modules()):
+        if is_compiled(outer) and any(inner is module for inner in outer.modules()):
             raise ValueError(
                 f"model={type(outer).__name__} is compiled already, and compiled code ignores new hooks; make the "
                 "AdversarialEmbedding first, then compile (model.compile(), or adversary.model = torch.compile(model))"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .embedding_block import unwrapped
+from .model_wrappers import unwrapped
 
 
 class AdversarialOutput(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .embedding_block import is_sharded
+from .model_wrappers import is_fully_sharded
 
 
 class LossScale:
@@ -86,7 +86,7 @@ def parameters_to_hold(model: nn.Module) -> list[nn.Parameter]:
         RuntimeError: the model is sharded, so that its gradients must be reduced before they are handed on, or hooks of
             its parameters would see them twice.
     """
-    if any(is_sharded(module) for module in model.modules()):
+    if any(is_fully_sharded(module) for module in model.modules()):
         raise RuntimeError('gradient="fast" cannot hold the gradients of a sharded model; use gradient="exact"')
     parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     hooked = [name for name, parameter in parameters if parameter._backward_hooks]

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adversarial import AdversarialEmbedding
-from ..embedding_block import unwrapped
 from ..losses import IGNORED_LABEL
 from ..model_call import ModelCall
+from ..model_wrappers import unwrapped
 from ..optimizer import RoastAdamW
 from ..param_groups import selective_param_groups
 from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer

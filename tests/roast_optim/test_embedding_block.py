@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from roast_optim.embedding_block import find_embedding_output, unwrapped
+from roast_optim.embedding_block import find_embedding_output
 from tests.models import ARCHITECTURES, HIDDEN, VOCABULARY, Architecture, PlainClassifier
 
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
@@ -155,9 +155,3 @@ def test_a_module_of_another_model_is_refused() -> None:
 def test_a_model_without_embeddings_may_say_what_to_perturb() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert find_embedding_output(model, model[0]).name == "0"
-
-
-def test_wrappers_are_taken_off() -> None:
-    model = PlainClassifier()
-    assert unwrapped(model) is model
-    assert unwrapped(torch.compile(model, backend="eager")) is model

@@ -1,12 +1,46 @@
-"""Several passes of a model as one forward pass of DistributedDataParallel."""
+"""What DistributedDataParallel, FSDP and torch.compile put around a model, and how several passes go through it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, FullyShardedDataParallel and torch.compile's wrapper."""
+    while True:
+        if isinstance(model, DistributedDataParallel) or _is_flattened(model):
+            model = model.get_submodule("module")
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Is it wrapped by FullyShardedDataParallel, or has fully_shard been applied to it?"""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule) or _is_flattened(module)
+
+
+def _is_flattened(module: nn.Module) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return isinstance(module, FullyShardedDataParallel)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Is it torch.compile's wrapper, or has ``module.compile()`` been called?"""
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def call_as_one_forward_pass(

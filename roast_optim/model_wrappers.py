@@ -10,15 +10,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, FullyShardedDataParallel and torch.compile's wrapper."""
+def layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The wrappers around a model, from the outermost, and the model at last."""
+    yield model
     while True:
         if isinstance(model, DistributedDataParallel) or _is_flattened(model):
             model = model.get_submodule("module")
         elif "_orig_mod" in model._modules:
             model = model.get_submodule("_orig_mod")
         else:
-            return model
+            return
+        yield model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, FullyShardedDataParallel and torch.compile's wrapper."""
+    *_, innermost = layers(model)
+    return innermost
 
 
 def is_fully_sharded(module: nn.Module) -> bool:

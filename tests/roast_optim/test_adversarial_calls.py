@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -224,13 +225,16 @@ def test_multiple_choice_flattens_its_mask() -> None:
     assert AdversarialEmbedding(model)(**choices, labels=torch.tensor([0, 1])).loss.isfinite()
 
 
-def test_a_mask_that_does_not_fit_is_refused() -> None:
+def test_a_mask_that_does_not_fit_is_left_aside_and_that_is_said_once() -> None:
     model, batch = PlainClassifier(), BERT.batch()
     model.forward = lambda input_ids, attention_mask: PlainClassifier.forward(model, input_ids)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"attention_mask of shape \(3, 5\).*\(3, 6, 16\).*\[batch, tokens\]"):
-        AdversarialEmbedding(model, loss_fn=F.cross_entropy)(
-            batch["input_ids"], attention_mask=batch["attention_mask"][:, 1:], labels=batch["labels"]
-        )
+    adversary = AdversarialEmbedding(model, loss_fn=F.cross_entropy)
+    mask = batch["attention_mask"][1:]
+    with pytest.warns(UserWarning, match=r"attention_mask of shape \(2, 6\).*'embedding', \(3, 6, 16\).*embedding="):
+        adversary(batch["input_ids"], attention_mask=mask, labels=batch["labels"]).loss.backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adversary(batch["input_ids"], attention_mask=mask, labels=batch["labels"])
 
 
 @pytest.mark.parametrize(

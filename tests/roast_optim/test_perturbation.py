@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roast_optim.perturbation import NORMS, perturbation, token_mask
+from roast_optim.perturbation import NORMS, perturbation
 
 norms = pytest.mark.parametrize("norm", NORMS)
 
@@ -91,35 +91,3 @@ def test_rows_of_two_dimensions_are_samples() -> None:
     step, nonfinite = perturbation(gradient, 1.0, "linf")
     assert step.tolist() == [[0.5, 1.0], [0.0, 0.0]]
     assert nonfinite == 1
-
-
-MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
-@pytest.mark.parametrize("expected_layout", [False, True])
-def test_the_shape_tells_the_layout(dtype: torch.dtype, expected_layout: bool) -> None:
-    mask, tokens_first = token_mask(MASK.to(dtype), torch.Size([2, 3, 5]), expected_layout)
-    assert not tokens_first
-    assert torch.equal(mask, MASK.bool())
-    mask, tokens_first = token_mask(MASK.to(dtype), torch.Size([3, 2, 5]), expected_layout)
-    assert tokens_first
-    assert torch.equal(mask, MASK.T.bool())
-
-
-@pytest.mark.parametrize("expected_layout", [False, True])
-def test_a_square_mask_has_the_layout_that_is_expected(expected_layout: bool) -> None:
-    square = torch.tensor([[1, 1], [1, 0]]).triu()
-    mask, tokens_first = token_mask(square, torch.Size([2, 2, 5]), expected_layout)
-    assert tokens_first == expected_layout
-    assert torch.equal(mask, (square.T if expected_layout else square).bool())
-
-
-def test_several_sequences_per_sample_are_flattened() -> None:
-    mask, _ = token_mask(MASK.view(1, 2, 3), torch.Size([2, 3, 5]), False)
-    assert torch.equal(mask, MASK.bool())
-
-
-def test_a_mask_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"attention_mask of shape \(2, 3\).*\(2, 4, 5\).*\[batch, tokens\]"):
-        token_mask(MASK, torch.Size([2, 4, 5]), False)

@@ -107,27 +107,34 @@ def with_tensors(value: Any, replace: Callable[[Tensor], Tensor], replaced: dict
     """
     if id(value) in replaced:
         return replaced[id(value)][1]
-    result = value
+
+    def remember(result: Any) -> Any:
+        replaced[id(value)] = value, result
+        return result
+
     if isinstance(value, Tensor):
-        result = replace(value)
-    elif isinstance(value, tuple):
+        return remember(replace(value))
+    if isinstance(value, tuple):
         items = [with_tensors(item, replace, replaced) for item in value]
-        if any(item is not original for item, original in zip(items, value, strict=True)):
-            result = type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    elif isinstance(value, list):
-        result = copy.copy(value)
+        if all(item is original for item, original in zip(items, value, strict=True)):
+            return value
+        return remember(type(value)(*items) if hasattr(value, "_fields") else type(value)(items))
+    # Remembered before what they hold, which may be themselves.
+    if isinstance(value, list):
+        result = remember(copy.copy(value))
         result[:] = [with_tensors(item, replace, replaced) for item in value]
-    elif isinstance(value, MutableMapping):
-        result = copy.copy(value)
+        return result
+    if isinstance(value, MutableMapping):
+        result = remember(copy.copy(value))
         for key, item in value.items():
             result[key] = with_tensors(item, replace, replaced)
-    elif _is_plain_object(value) and _holds_tensor(value, _DEEPEST_TENSOR):
-        if callable(getattr(value, "clone", None)):
-            result = value.clone()
-        else:
-            result = copy.copy(value)
-            vars(result).update({key: with_tensors(item, replace, replaced) for key, item in vars(value).items()})
-    replaced[id(value)] = value, result
+        return result
+    if not _is_plain_object(value) or not _holds_tensor(value, _DEEPEST_TENSOR):
+        return value
+    if callable(getattr(value, "clone", None)):
+        return remember(value.clone())
+    result = remember(copy.copy(value))
+    vars(result).update({key: with_tensors(item, replace, replaced) for key, item in vars(value).items()})
     return result
 
 

@@ -219,10 +219,14 @@ def _tensors(named: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _tensors_of_tuple(output: Any, model: nn.Module, has_loss: bool, width: int) -> dict[str, Tensor]:
     loss_index = _loss_index(output) if has_loss else -1
-    values = [value for index, value in enumerate(output) if index != loss_index]
+    values = [
+        value
+        for index, value in enumerate(output)
+        if index != loss_index and not (isinstance(value, Tensor) and value.ndim == 0)  # the losses of several heads
+    ]
     names = _annotated_predictions(model)
     if names:
-        # A tuple leaves out what is None, which in training the predictions are not: they follow the loss.
+        # A tuple leaves out what is None, which in training the predictions are not: they follow the losses.
         return _tensors(dict(zip(names, values, strict=False)))
     found: dict[str, Tensor] = {}
     for index, value in enumerate(values):
@@ -240,7 +244,7 @@ def _annotated_predictions(model: nn.Module) -> list[str]:
         return []
     for candidate in (annotation, *typing.get_args(annotation)):
         if is_dataclass(candidate):
-            names = [field.name for field in fields(candidate) if field.name != "loss"]
+            names = [field.name for field in fields(candidate) if "loss" not in field.name]
             count = next((index for index, name in enumerate(names) if not _is_called_prediction(name)), len(names))
             return names[:count]
     return []

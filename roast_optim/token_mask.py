@@ -29,10 +29,9 @@ class TokenMask:
 def find_tokens(masks: Sequence[Any], looked_up: Any, cached: bool, shape: torch.Size, tokens_first: bool) -> TokenMask:
     """Match attention masks with an embedding output.
 
-    The first mask of the output's length counts. A model that pads inside, to a window, puts the padding behind what it
-    was given, and looks it up in its table too; soft prompts and the like, which are in no table, stand in front. Where
-    keys and values of earlier tokens are given, a longer mask ends with that of the tokens. What is added inside is not
-    perturbed.
+    The first mask of the output's length counts. A model that pads its tokens inside, to a window, puts the padding
+    behind them, where nothing is perturbed. Where keys and values of earlier tokens are given, a longer mask ends with
+    that of the tokens. What else a model adds may stand anywhere: then all rows are taken for tokens.
 
     Args:
         masks: attention masks, the caller's first, then those that parts of the model were called with, from the
@@ -52,14 +51,11 @@ def find_tokens(masks: Sequence[Any], looked_up: Any, cached: bool, shape: torch
     mask = known[0].reshape(-1, known[0].shape[-1])
     length = shape[0] if tokens_first else shape[1]
     added = length - mask.shape[-1]
-    if added < 0:
-        lengthened = mask[:, -length:] if cached else None
-    elif not isinstance(looked_up, Tensor):
-        lengthened = None
-    else:
-        in_table = looked_up.shape[0 if tokens_first else -1] == length
-        lengthened = F.pad(mask, (0, added) if in_table else (added, 0), value=0)
-    found = None if lengthened is None else _fit(lengthened, shape, tokens_first)
+    found = None
+    if added < 0 and cached:
+        found = _fit(mask[:, -length:], shape, tokens_first)
+    elif added > 0 and isinstance(looked_up, Tensor) and looked_up.shape[0 if tokens_first else -1] == length:
+        found = _fit(F.pad(mask, (0, added), value=0), shape, tokens_first)
     return found or TokenMask(None, tokens_first, tuple(known[0].shape))
 
 

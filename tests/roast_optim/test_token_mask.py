@@ -66,10 +66,6 @@ def test_what_a_model_pads_inside_lies_behind_its_tokens(tokens_first: bool) -> 
     assert_tokens(found(shape, MASK, looked_up=ids, tokens_first=tokens_first), expected.tolist())
 
 
-def test_what_is_in_no_table_stands_in_front() -> None:
-    assert_tokens(found((2, 5, 4), MASK, looked_up=torch.zeros(2, 3)), [[0, 0, 1, 1, 0], [0, 0, 1, 0, 0]])
-
-
 def test_of_a_mask_that_covers_a_cache_the_end_counts() -> None:
     assert_tokens(found((2, 2, 4), MASK, cached=True), [[1, 0], [0, 0]])
 
@@ -78,6 +74,7 @@ def test_of_a_mask_that_covers_a_cache_the_end_counts() -> None:
     ("shape", "masks", "misfit"),
     [
         ((2, 5, 4), [MASK], (2, 3)),
+        ((2, 5, 4), [MASK[0]], None),
         ((2, 2, 4), [MASK], (2, 3)),
         ((4, 3, 4), [MASK], (2, 3)),
         ((2, 3, 4), [], None),
@@ -109,6 +106,10 @@ def test_labels_of_as_many_elements_as_predictions_count(labels: list[Any], expe
     assert (answer.labels is None) == (expected is None)
     assert expected is None or torch.equal(answer.labels, expected)  # type: ignore[arg-type]
     assert answer.misfit is None
+
+
+def test_what_is_in_no_table_may_stand_anywhere() -> None:
+    assert found((2, 5, 4), MASK, looked_up=torch.zeros(2, 3)) == TokenMask(None, False, (2, 3))
 
 
 def test_labels_per_token_of_another_length_are_told() -> None:

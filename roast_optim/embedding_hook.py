@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -149,6 +148,15 @@ class EmbeddingHook:
         if self._finalizer is not None:
             self._finalizer()  # once: it is gone then
         self._handle = self._finalizer = None
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        # By what is there, not by handles: Ctrl-C may have come between a registration and its return.
+        for module in self.target.surroundings:
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if isinstance(hook, _Watch) and hook.owner is self:
+                    module._forward_pre_hooks.pop(key, None)
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     @contextmanager
     def running(self, forward_pass: ForwardPass, *, watch: bool = False) -> Iterator[None]:
@@ -162,16 +170,16 @@ class EmbeddingHook:
             RuntimeError: the embedding has not run exactly once.
         """
         first = _next_node()
-        with ExitStack() as watching:
+        try:
             if watch:
                 for module in self.target.surroundings:
-                    note = partial(_note, forward_pass.inner_calls)
-                    watching.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
+                    module.register_forward_pre_hook(_Watch(self, forward_pass.inner_calls), with_kwargs=True)
             self._running, self._running_thread = forward_pass, threading.get_ident()
-            try:
-                yield
-            finally:
-                self._running = None
+            yield
+        finally:
+            self._running = None
+            if watch:
+                self._stop_watching()
         forward_pass.nodes = range(first, _next_node())
         if not forward_pass.has_run:
             raise RuntimeError(
@@ -199,8 +207,15 @@ class EmbeddingHook:
         return (replacement, *output[1:]) if replacement is not None and type(output) is tuple else replacement
 
 
-def _note(calls: list[InnerCall], module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    calls.append(InnerCall(module, args, kwargs))
+class _Watch:
+    """Notes the calls of a module."""
+
+    def __init__(self, owner: EmbeddingHook, calls: list[InnerCall]) -> None:
+        self.owner = owner
+        self._calls = calls
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls.append(InnerCall(module, args, kwargs))
 
 
 class AdversarialEmbeddingHook:

@@ -129,7 +129,9 @@ def with_tensors(value: Any, replace: Callable[[Tensor], Tensor], replaced: dict
         for key, item in value.items():
             result[key] = with_tensors(item, replace, replaced)
         return result
-    if not _is_plain_object(value) or not _holds_tensor(value, _DEEPEST_TENSOR):
+    # A cache of keys and values may still be empty.
+    changes = hasattr(value, "get_seq_length") or _holds_tensor(value, _DEEPEST_TENSOR)
+    if not _is_plain_object(value) or not changes:
         return value
     if callable(getattr(value, "clone", None)):
         return remember(value.clone())

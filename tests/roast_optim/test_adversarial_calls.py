@@ -249,6 +249,7 @@ def test_a_mask_that_does_not_fit_is_left_aside_and_that_is_said_once() -> None:
         ("start_noise", -1e-5, "from 0 up"),
         ("norm", "linfinity", "'linf', 'sign', 'l2'"),
         ("gradient", "slow", "'exact', 'fast'"),
+        ("scale", "percent", "'absolute', 'relative'"),
         ("embedding", "words", 'None, "word" or a module'),
     ],
     ids=str,
@@ -263,7 +264,9 @@ def test_start_noise_and_fast_gradients_exclude_each_other() -> None:
         AdversarialEmbedding(BERT.model(), start_noise=1e-5, gradient="fast")
 
 
-@pytest.mark.parametrize(("argument", "value"), [("model", "bert"), ("loss_fn", "cross_entropy")])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("model", "bert"), ("loss_fn", "cross_entropy"), ("logits_fn", "logits")]
+)
 def test_an_argument_of_the_wrong_type_is_refused(argument: str, value: Any) -> None:
     arguments = {"model": PlainClassifier(), argument: value}
     with pytest.raises(TypeError, match=f"{argument}='{value}'"):

@@ -79,13 +79,16 @@ def test_what_is_taken_out_of_a_container_is_still_in_the_next() -> None:
     assert given["names"] == ["a", "b"]
 
 
-def test_a_cache_that_grows_is_as_it_was_in_the_next_pass() -> None:
-    cache = transformers.DynamicCache()
-    cache.update(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), 0)
+@pytest.mark.parametrize("length", [0, 3])
+@pytest.mark.parametrize("config", [None, transformers.LlamaConfig(num_hidden_layers=2)], ids=["lazy", "of a config"])
+def test_a_cache_that_grows_is_as_it_was_in_the_next_pass(length: int, config: Any) -> None:
+    cache = transformers.DynamicCache(config=config)
+    if length:
+        cache.update(torch.ones(1, 2, length, 4), torch.ones(1, 2, length, 4), 0)
     copied = copy_of(cache)
     copied.update(torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5, 4), 0)
-    assert copied.get_seq_length() == 8
-    assert cache.get_seq_length() == 3
+    assert copied.get_seq_length() == length + 5
+    assert cache.get_seq_length() == length
 
 
 def test_a_packed_sequence_stays_one() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roast_optim.perturbation import NORMS, perturbation
+from roast_optim.perturbation import NORMS, perturbation, perturbed_embedding, relative_length, row_lengths
 
 norms = pytest.mark.parametrize("norm", NORMS)
 
@@ -91,3 +91,42 @@ def test_rows_of_two_dimensions_are_samples() -> None:
     step, nonfinite = perturbation(gradient, 1.0, "linf")
     assert step.tolist() == [[0.5, 1.0], [0.0, 0.0]]
     assert nonfinite == 1
+
+
+@norms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_relative_step_is_a_share_of_each_embedding(norm: str, dtype: torch.dtype) -> None:
+    embedding = (some_gradient(1) * torch.tensor([1e-3, 0.0, 1.0, 50.0]).unsqueeze(-1)).to(dtype)
+    gradient = some_gradient().to(torch.promote_types(dtype, torch.float32))
+    tokens = torch.ones(3, 4, dtype=torch.bool)
+    tokens[2, 3] = False
+    moved, _ = perturbed_embedding(embedding, gradient, 0.25, norm, scale="relative", tokens=tokens)
+    assert moved.dtype == dtype
+    shares = row_lengths(moved.double() - embedding.double()) / row_lengths(embedding.double()).clamp(min=1e-30)
+    expected = torch.where(tokens, 0.25, 0.0)
+    expected[:, 1] = 0.0  # an embedding of zeros has no length
+    tolerance = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
+    torch.testing.assert_close(shares.squeeze(-1), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+@norms
+def test_a_relative_step_has_the_direction_of_an_absolute_one(norm: str) -> None:
+    gradient = some_gradient()
+    absolute, _ = perturbation(gradient, 0.1, norm)
+    relative, _ = perturbation(gradient, 0.1, norm, lengths=torch.rand(3, 4, 1) + 1)
+    torch.testing.assert_close(torch.cosine_similarity(absolute, relative, dim=-1), torch.ones(3, 4))
+
+
+@norms
+@given(exponent=st.integers(-120, 120))
+def test_a_relative_step_does_not_depend_on_the_scale_of_the_gradient(norm: str, exponent: int) -> None:
+    lengths = row_lengths(some_gradient(1))
+    step, _ = perturbation(some_gradient() * 2.0**exponent, 0.1, norm, lengths=lengths)
+    assert torch.equal(step, perturbation(some_gradient(), 0.1, norm, lengths=lengths)[0])
+
+
+def test_the_relative_length_is_that_of_the_tokens_that_moved() -> None:
+    embedding = torch.tensor([[[3.0, 4.0], [100.0, 0.0]]])
+    moved = embedding + torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    assert relative_length(moved, embedding) == pytest.approx(0.2)
+    assert relative_length(embedding, embedding) == 0.0

@@ -249,7 +249,7 @@ class AdversarialEmbedding:
         rows = find_tokens(
             passes.inner_arguments("attention_mask", clean.result),
             passes.looked_up(clean.result),
-            cached=any(cache is not None for cache in passes.inner_arguments("past_key_values", clean.result)),
+            passes.inner_arguments("past_key_values", clean.result),
             shape=gradient.shape,
             tokens_first=self._hook.target.tokens_first and not passes.answers_inputs_embeds,
         )
@@ -278,15 +278,13 @@ class AdversarialEmbedding:
         """The sum over all predictions; 0 if none is there and none is needed."""
         call = passes.call
         is_shifted = self.loss_fn is None or getattr(self.loss_fn, "labels_are_shifted", False)
-        all_labels = passes.inner_arguments("labels", clean)
-        if self.loss_fn is not None:
-            all_labels = [call.labels]
         parts = []
         with nullcontext() if self.consistency_weight else torch.no_grad():
             for first, second in comparable(
                 clean.predictions, adversarial.predictions, clean.output, needed=self.consistency_weight > 0
             ):
-                found = find_labels(all_labels, first.shape)
+                labels = passes.inner_arguments("labels", clean) if self.loss_fn is None else [call.labels]
+                found = find_labels(labels, first.shape)
                 if found.misfit:
                     self._say_once(
                         "labels",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -152,12 +152,11 @@ class ForwardPasses:
         )
         return CleanPass(result, gradient, divisor)
 
-    def inner_arguments(self, name: str, clean: PassResult) -> list[Any]:
+    def inner_arguments(self, name: str, clean: PassResult) -> Iterator[Any]:
         """The argument of that name of the caller, then those of the modules around the embedding, innermost first."""
-        inner = [
-            argument_of(module, args, kwargs, name) for module, args, kwargs in reversed(clean.forward_pass.inner_calls)
-        ]
-        return [self.call.argument(name), *(argument for argument in inner if argument is not None)]
+        yield self.call.argument(name)
+        for module, args, kwargs in reversed(clean.forward_pass.inner_calls):
+            yield argument_of(module, args, kwargs, name)
 
     def looked_up(self, clean: PassResult) -> Any:
         """The token ids that the word-embedding table was called with first; None if that was not seen."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ class TokenMask:
     misfit: tuple[int, ...] | None = None
 
 
-def find_tokens(masks: Sequence[Any], looked_up: Any, cached: bool, shape: torch.Size, tokens_first: bool) -> TokenMask:
+def find_tokens(
+    masks: Iterable[Any], looked_up: Any, caches: Iterable[Any], shape: torch.Size, tokens_first: bool
+) -> TokenMask:
     """Match attention masks with an embedding output.
 
     The first mask of the output's length counts. A model that pads its tokens inside, to a window, puts the padding
@@ -37,26 +39,29 @@ def find_tokens(masks: Sequence[Any], looked_up: Any, cached: bool, shape: torch
         masks: attention masks, the caller's first, then those that parts of the model were called with, from the
             innermost one. Only tensors of two or three dimensions say anything of padding.
         looked_up: the token ids that the word-embedding table was called with; None: it was not.
-        cached: whether keys and values of earlier tokens were given.
+        caches: keys and values of earlier tokens, or None, of the same calls as the masks.
         shape: of the embedding output, ``[batch, tokens, hidden]`` or ``[tokens, batch, hidden]``.
         tokens_first: which of the two, where the masks leave it open.
     """
-    known = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim in (2, 3)]
-    if not known or len(shape) < 3:  # two dimensions: those of all tokens of the batch in a row, without padding
+    if len(shape) < 3:  # those of all tokens of the batch in a row, without padding
         return TokenMask(None, tokens_first)
-    for mask in known:
-        found = _fit(mask, shape, tokens_first)
-        if found is not None:
-            return found
-    mask = known[0].reshape(-1, known[0].shape[-1])
+    callers: Tensor | None = None
+    for mask in masks:
+        if isinstance(mask, Tensor) and mask.ndim in (2, 3):
+            callers = mask if callers is None else callers
+            if (found := _fit(mask, shape, tokens_first)) is not None:
+                return found
+    if callers is None:
+        return TokenMask(None, tokens_first)
+    mask = callers.reshape(-1, callers.shape[-1])
     length = shape[0] if tokens_first else shape[1]
     added = length - mask.shape[-1]
     found = None
-    if added < 0 and cached:
+    if added < 0 and any(cache is not None for cache in caches):
         found = _fit(mask[:, -length:], shape, tokens_first)
     elif added > 0 and isinstance(looked_up, Tensor) and looked_up.shape[0 if tokens_first else -1] == length:
         found = _fit(F.pad(mask, (0, added), value=0), shape, tokens_first)
-    return found or TokenMask(None, tokens_first, tuple(known[0].shape))
+    return found or TokenMask(None, tokens_first, tuple(callers.shape))
 
 
 def _fit(attention_mask: Tensor, shape: torch.Size, tokens_first: bool) -> TokenMask | None:
@@ -87,7 +92,7 @@ class PredictionLabels:
     misfit: tuple[int, ...] | None = None
 
 
-def find_labels(given: Sequence[Any], predictions: torch.Size) -> PredictionLabels:
+def find_labels(given: Iterable[Any], predictions: torch.Size) -> PredictionLabels:
     """Match labels with predictions of shape ``[..., classes]``.
 
     The first ones of as many elements count: models that lengthen their input, as for soft prompts, lengthen the labels
@@ -98,10 +103,12 @@ def find_labels(given: Sequence[Any], predictions: torch.Size) -> PredictionLabe
             Only tensors of integers count.
         predictions: the shape of the predictions.
     """
-    known = [labels for labels in given if isinstance(labels, Tensor) and not labels.is_floating_point()]
     rows = predictions[:-1]
-    for labels in known:
-        if labels.numel() == rows.numel():
-            return PredictionLabels(labels)
-    per_row = bool(known) and known[0].ndim == len(rows) > 1
-    return PredictionLabels(None, tuple(known[0].shape) if per_row else None)
+    callers: Tensor | None = None
+    for labels in given:
+        if isinstance(labels, Tensor) and not labels.is_floating_point():
+            callers = labels if callers is None else callers
+            if labels.numel() == rows.numel():
+                return PredictionLabels(labels)
+    per_row = callers is not None and callers.ndim == len(rows) > 1
+    return PredictionLabels(None, tuple(callers.shape) if callers is not None and per_row else None)

@@ -16,7 +16,7 @@ MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
 def found(
     shape: tuple[int, ...], *masks: Any, looked_up: Any = None, cached: bool = False, tokens_first: bool = False
 ) -> TokenMask:
-    return find_tokens(masks, looked_up, cached, torch.Size(shape), tokens_first)
+    return find_tokens(masks, looked_up, ["keys"] if cached else [None], torch.Size(shape), tokens_first)
 
 
 def assert_tokens(rows: TokenMask, expected: Any) -> None:

@@ -429,13 +429,14 @@ def test_the_options_and_the_arguments_reach_the_optimizer_and_the_adversary(tmp
         alpha=0.3, beta=2.0, refresh_every=7, mask_schedule="refresh", rescale=False, importance="magnitude",
         importance_every=2, always_update=["query"], state_dtype="float64", backend="reference", step_size=0.2,
         consistency_weight=0.3, adversarial_weight=0.4, clean_weight=0.6, norm="l2", embedding="word", gradient="fast",
+        scale="relative",
     )  # fmt: skip
     trainer = trained(tmp_path, config=config, max_steps=1, seed=11, adam_beta1=0.8, adam_beta2=0.98, adam_epsilon=1e-6)
     optimizer, adversary = roast_of(trainer), trainer.adversary
     assert adversary is not None
     for name in ("refresh_every", "mask_schedule", "rescale", "importance", "importance_every"):
         assert getattr(optimizer.options, name) == getattr(config, name)
-    for name in ("step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "gradient"):
+    for name in ("step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "gradient", "scale"):
         assert getattr(adversary, name) == getattr(config, name)
     assert adversary.embedding_name == "bert.embeddings.word_embeddings"
     assert optimizer.backend == "reference"

@@ -42,11 +42,12 @@ class AdversarialEmbedding:
     where p and q are the model's predictions from e and e_adv. e_adv is a constant: nothing reaches the embeddings
     through the second pass. Dropout is drawn anew in it, as the authors do; no other random state is touched.
 
-    >>> with AdversarialEmbedding(model.train()) as adversary:
-    ...     for batch in loader:
-    ...         adversary(**batch).loss.backward()  # instead of model(**batch)
-    ...         optimizer.step()
-    ...         optimizer.zero_grad()
+    >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(8 * 5, 2))
+    >>> ids, labels = torch.randint(0, 50, (4, 5)), torch.tensor([0, 1, 1, 0])
+    >>> with AdversarialEmbedding(model, 0.03, scale="relative", loss_fn=nn.functional.cross_entropy) as adversary:
+    ...     adversary(ids, labels=labels).loss.backward()  # of a model with a loss: adversary(**batch).loss.backward()
+    >>> sorted(adversary.last_losses)
+    ['adversarial', 'consistency', 'task']
 
     Call it like the model: it returns what the model returned in the clean pass, with the loss replaced. Outputs of
     transformers have it as ``.loss``, tuples in its place (before all others, if ``loss_fn`` computed it), and for a

@@ -21,7 +21,8 @@ class EmbeddingOutput:
         name: of the module in the model without its wrappers.
         is_table: it is the word-embedding table, which ``inputs_embeds`` bypasses.
         tokens_first: it returns ``[tokens, batch, hidden]``, as XLNet's table does.
-        surroundings: the modules that contain it, the largest first, and the word-embedding table.
+        surroundings: the modules that contain it, the largest first.
+        table: the word-embedding table; None: there is none.
     """
 
     module: nn.Module
@@ -29,6 +30,7 @@ class EmbeddingOutput:
     is_table: bool
     tokens_first: bool
     surroundings: tuple[nn.Module, ...] = ()
+    table: nn.Module | None = None
 
 
 def find_embedding_output(model: nn.Module, embedding: str | nn.Module | None) -> EmbeddingOutput:
@@ -52,7 +54,7 @@ def find_embedding_output(model: nn.Module, embedding: str | nn.Module | None) -
         raise ValueError("model is a DataParallel, whose replicas bypass hooks; wrap it in DistributedDataParallel")
     names = {module: name for name, module in unwrapped(model).named_modules()}
     root = _encoder(unwrapped(model))
-    table = _word_embedding_table(root)
+    table, is_stand_in = _word_embedding_table(root)
     path = [] if table is None else _ancestors(root, table)
     trace: TokenTrace | str = "the model is sharded"
     if not any(is_fully_sharded(module) for module in path):
@@ -69,6 +71,11 @@ def find_embedding_output(model: nn.Module, embedding: str | nn.Module | None) -
             "embedding=, the module whose output is to be perturbed"
         )
     else:
+        if is_stand_in:
+            warn(
+                f"get_input_embeddings() of model={type(model).__name__} returns no module of it: its first "
+                f"nn.Embedding, {names[table]!r}, is taken for the word-embedding table; pass embedding= if it is not"
+            )
         module = table if embedding == "word" else _embedding_block(table, path, trace, names)
     _refuse_compiled(model, module)
     return EmbeddingOutput(
@@ -76,30 +83,36 @@ def find_embedding_output(model: nn.Module, embedding: str | nn.Module | None) -
         names[module],
         is_table=module is table,
         tokens_first=isinstance(trace, TokenTrace) and trace.tokens_first(module),
-        surroundings=(*reversed(_ancestors(unwrapped(model), module)), *([] if table is None else [table])),
+        surroundings=tuple(reversed(_ancestors(unwrapped(model), module))),
+        table=table,
     )
 
 
 def _encoder(model: nn.Module) -> nn.Module:
     """The encoder of an encoder-decoder model of transformers, else the model."""
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        encoder: nn.Module = model.get_encoder()  # type: ignore[operator]
-        return encoder
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
+        encoder = model.get_encoder()  # type: ignore[operator]
+        if any(module is encoder for module in model.modules()):
+            found: nn.Module = encoder
+            return found
     return model
 
 
-def _word_embedding_table(root: nn.Module) -> nn.Module | None:
-    """What ``get_input_embeddings()`` returns, as in transformers, else the nn.Embedding that was registered first."""
+def _word_embedding_table(root: nn.Module) -> tuple[nn.Module | None, bool]:
+    """What ``get_input_embeddings()`` returns, as in transformers, else the nn.Embedding that was registered first.
+
+    The second value says whether that stands in for what ``get_input_embeddings()`` did not return.
+    """
     inside = list(root.modules())
     if hasattr(root, "get_input_embeddings"):
         try:
             table = root.get_input_embeddings()  # type: ignore[operator]
-        except NotImplementedError:  # how a model of transformers says that it has none
+        except (NotImplementedError, AttributeError):  # how a model of transformers says that it has none
             table = None
         if any(module is table for module in inside):
-            found: nn.Module = table
-            return found
-    return next((module for module in inside if isinstance(module, nn.Embedding)), None)
+            return table, False
+    first = next((module for module in inside if isinstance(module, nn.Embedding)), None)
+    return first, first is not None and hasattr(root, "get_input_embeddings")
 
 
 def _ancestors(root: nn.Module, module: nn.Module) -> list[nn.Module]:

@@ -150,9 +150,13 @@ class EmbeddingHook:
         self._handle = self._finalizer = None
         self._stop_watching()
 
+    def _watched(self) -> list[torch.nn.Module]:
+        table = self.target.table
+        return [*self.target.surroundings, *([] if table is None else [table])]
+
     def _stop_watching(self) -> None:
         # By what is there, not by handles: Ctrl-C may have come between a registration and its return.
-        for module in self.target.surroundings:
+        for module in self._watched():
             for key, hook in list(module._forward_pre_hooks.items()):
                 if isinstance(hook, _Watch) and hook.owner is self:
                     module._forward_pre_hooks.pop(key, None)
@@ -172,7 +176,7 @@ class EmbeddingHook:
         first = _next_node()
         try:
             if watch:
-                for module in self.target.surroundings:
+                for module in self._watched():
                     module.register_forward_pre_hook(_Watch(self, forward_pass.inner_calls), with_kwargs=True)
             self._running, self._running_thread = forward_pass, threading.get_ident()
             yield

@@ -160,7 +160,7 @@ class ForwardPasses:
 
     def looked_up(self, clean: PassResult) -> Any:
         """The token ids that the word-embedding table was called with first; None if that was not seen."""
-        table = self._hook.target.surroundings[-1]
+        table = self._hook.target.table
         return next((args[0] for module, args, _ in clean.forward_pass.inner_calls if module is table and args), None)
 
     def _differentiate(

@@ -35,7 +35,8 @@ class AdversarialOutput(NamedTuple):
 class TaskLoss:
     """A ``loss_fn`` for :class:`.AdversarialEmbedding` that says more of itself than that it averages.
 
-    >>> adversary.loss_fn = TaskLoss(sum_over_tokens_divided_by(n), divisor=n)
+    >>> TaskLoss(lambda output, labels: (output - labels).square().sum() / 8, divisor=8).divisor
+    8
 
     Attributes:
         function: of the model's output and the labels; returns a scalar.

@@ -280,28 +280,27 @@ class AdversarialEmbedding:
         call = passes.call
         is_shifted = self.loss_fn is None or getattr(self.loss_fn, "labels_are_shifted", False)
         parts = []
-        with nullcontext() if self.consistency_weight else torch.no_grad():
-            for first, second in comparable(
-                clean.predictions, adversarial.predictions, clean.output, needed=self.consistency_weight > 0
-            ):
-                labels = passes.inner_arguments("labels", clean) if self.loss_fn is None else [call.labels]
-                found = find_labels(labels, first.shape)
-                if found.misfit:
-                    self._say_once(
-                        "labels",
-                        f"labels of shape {found.misfit} do not fit predictions of shape {tuple(first.shape)}: the "
-                        "consistency loss is averaged over all of them; pass logits_fn= that returns one per label",
-                    )
-                parts.append(
-                    consistency_loss(
-                        first,
-                        second,
-                        found.labels,
-                        problem_type=getattr(call.config, "problem_type", None),
-                        labels_are_shifted=is_shifted and call.labels_are_shifted,
-                        num_items=self.loss_divisor,
-                    )
+        for first, second in comparable(
+            clean.predictions, adversarial.predictions, clean.output, needed=self.consistency_weight > 0
+        ):
+            labels = passes.inner_arguments("labels", clean) if self.loss_fn is None else [call.labels]
+            found = find_labels(labels, first.shape)
+            if found.misfit:
+                self._say_once(
+                    "labels",
+                    f"labels of shape {found.misfit} do not fit predictions of shape {tuple(first.shape)}: the "
+                    "consistency loss is averaged over all of them; pass logits_fn= that returns one per label",
                 )
+            parts.append(
+                consistency_loss(
+                    first,
+                    second,
+                    found.labels,
+                    problem_type=getattr(call.config, "problem_type", None),
+                    labels_are_shifted=is_shifted and call.labels_are_shifted,
+                    num_items=self.loss_divisor,
+                )
+            )
         return reduce(add, parts) if parts else torch.zeros_like(clean.loss.detach())
 
     def _say_if_the_step_is_long(self, share: float) -> None:

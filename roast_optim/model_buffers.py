@@ -45,11 +45,11 @@ class ModelBuffers:
             and (tensor.numel() <= _LARGE or _has_changed(before, index, tensor))
         ]
         copies: list[Tensor | None] = [None] * len(tensors)
-        with torch.no_grad():
-            originals = [tensors[index].detach() for index in copied]  # type: ignore[union-attr]
-            taken = [torch.empty_like(original) for original in originals]
-            if taken:
-                torch._foreach_copy_(taken, originals)
+        # Detached, rather than within no_grad, which Ctrl-C at its end would leave switched on.
+        originals = [tensors[index].detach() for index in copied]  # type: ignore[union-attr]
+        taken = [torch.empty_like(original) for original in originals]
+        if taken:
+            torch._foreach_copy_(taken, originals)
         for index, copy in zip(copied, taken, strict=True):
             copies[index] = copy
         return BufferValues(tensors, versions, copies)
@@ -81,9 +81,8 @@ class ModelBuffers:
     def _write(pairs: list[tuple[Tensor, Tensor]]) -> None:
         pairs = [(tensor, copy) for tensor, copy in pairs if tensor.shape == copy.shape]
         if pairs:
-            with torch.no_grad():
-                # Through .data, so that graphs that hold a buffer, most of which have not changed, stay valid.
-                torch._foreach_copy_([tensor.data for tensor, _ in pairs], [copy for _, copy in pairs])
+            # Through .data, so that graphs that hold a buffer, most of which have not changed, stay valid.
+            torch._foreach_copy_([tensor.data for tensor, _ in pairs], [copy for _, copy in pairs])
 
 
 def _has_changed(before: BufferValues | None, index: int, tensor: Tensor) -> bool:

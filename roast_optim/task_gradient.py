@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -71,7 +71,8 @@ def differentiate(loss: Tensor, inputs: Sequence[Tensor], scale: Tensor, *, reta
     """
     try:
         # Autocast is for forward passes: within it, float32 parts of the backward pass would lose their precision.
-        with torch.autocast(loss.device.type, enabled=False):
+        device = loss.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             gradients = torch.autograd.grad(
                 loss,
                 inputs,

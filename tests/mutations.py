@@ -118,7 +118,7 @@ FAULTS = (
     Fault("shapes not checked", "roast_optim/checkpoint.py", "if value.shape != param.shape:", "if False:"),
     Fault("clean loss forgotten", ADVERSARIAL, "self.clean_weight * clean.result.loss", "0 * clean.result.loss"),
     Fault("adversarial loss counted as clean", ADVERSARIAL, "self.adversarial_weight * adversarial.loss", "self.adversarial_weight * clean.result.loss"),
-    Fault("consistency of the clean output with itself", "roast_optim/model_output.py", "yield first, second", "yield first, first"),
+    Fault("consistency of the clean output with itself", "roast_optim/model_output.py", "yield (first, second) if", "yield (first, first) if"),
     Fault("only one prediction is compared", ADVERSARIAL, "return reduce(add, parts) if", "return parts[0] if"),
     Fault("passes share their inputs", "roast_optim/forward_passes.py", "own = (call or self.call).for_one_pass()", "own = call or self.call"),
     Fault("buffers are those of the second pass", "roast_optim/forward_passes.py", "            self._buffers.end_as(self._ended)\n", "            pass\n"),

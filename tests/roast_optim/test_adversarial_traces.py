@@ -366,6 +366,7 @@ def test_torch_compiles_as_before_after_a_call(before: bool, fails: bool) -> Non
     assert not any(seen)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that comes within a finalizer
 def test_an_interrupt_at_any_moment_leaves_torch_and_the_model_as_they_were() -> None:
     """Ctrl-C comes after ever more time; a call takes a few milliseconds."""
     model, batch = BERT.model(), BERT.batch()
@@ -386,6 +387,7 @@ def test_an_interrupt_at_any_moment_leaves_torch_and_the_model_as_they_were() ->
             except KeyboardInterrupt:
                 interrupted += 1
             assert functorch_config.donated_buffer
+            assert torch.is_grad_enabled()
             assert not any(module._forward_pre_hooks for module in model.modules())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

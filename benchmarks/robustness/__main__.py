@@ -10,10 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from roast_optim.evaluation.arguments import not_negative, positive
 from roast_optim.evaluation.errors import UserError, tell
 from roast_optim.evaluation.files import write_json
 
-from .arguments import add_data, not_negative, positive
+from .arguments import add_data
 from .data import TASKS
 from .methods import METHODS
 from .models import MINILM

@@ -15,6 +15,7 @@ from roast_optim.evaluation.scores import PERSPECTIVES, Perspective, mean
 
 from .runs import Row
 
+LEVEL = 0.95  # of an interval
 RESAMPLES = 3125  # as many as there are of five seeds: up to there it is all of them, beyond they are drawn
 
 
@@ -62,7 +63,7 @@ def summarize_method(method: str, runs: Sequence[Row], plain: dict[str, float | 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its 95% confidence interval over seeds; `low` and `high` are None with a single seed.
+    """A value and its confidence interval over seeds, of 95% if not told; `low` and `high` are None with a single seed.
 
     It is about other seeds on the same rows: that other rows might have been sampled is not in it.
     """
@@ -72,7 +73,9 @@ class Interval:
     high: float | None
 
 
-def bootstrap(statistic: Callable[[Sequence[int]], float | None], seeds: Sequence[int]) -> Interval | None:
+def bootstrap(
+    statistic: Callable[[Sequence[int]], float | None], seeds: Sequence[int], level: float = LEVEL
+) -> Interval | None:
     """The statistic of all seeds, and how far it is to be trusted by its spread over seeds drawn with replacement.
 
     Runs of one seed stay together, so that the difference of two methods is judged by pairs. Percentiles of so few
@@ -87,7 +90,7 @@ def bootstrap(statistic: Callable[[Sequence[int]], float | None], seeds: Sequenc
         return Interval(value, None, None)
     drawn = [each for each in map(statistic, resamples(seeds)) if each is not None]
     error = numpy.std(drawn) * (len(seeds) / (len(seeds) - 1)) ** 0.5
-    reach = float(error * student.ppf(0.975, len(seeds) - 1))
+    reach = float(error * student.ppf((1 + level) / 2, len(seeds) - 1))
     return Interval(value, value - reach, value + reach)
 
 
@@ -117,7 +120,10 @@ def mean_interval(values: Mapping[int, float | None]) -> Interval | None:
 
 
 def improvement_interval(
-    runs: Mapping[int, Row], plain: Mapping[int, Row], perspectives: Sequence[Perspective] = PERSPECTIVES
+    runs: Mapping[int, Row],
+    plain: Mapping[int, Row],
+    perspectives: Sequence[Perspective] = PERSPECTIVES,
+    level: float = LEVEL,
 ) -> Interval | None:
     """Relative improvement over plain of the mean scores, averaged over perspectives; seeds that both have count."""
 
@@ -126,9 +132,8 @@ def improvement_interval(
         base = mean_scores([plain[seed] for seed in seeds])
         return mean([improved(scores[each.key], base[each.key], each.best) for each in perspectives])
 
-    return (
-        bootstrap(statistic, [seed for seed in runs if seed in plain]) if any(seed in plain for seed in runs) else None
-    )
+    common = [seed for seed in runs if seed in plain]
+    return bootstrap(statistic, common, level) if common else None
 
 
 def mean_scores(runs: Sequence[Row]) -> dict[str, float | None]:

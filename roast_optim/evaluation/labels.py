@@ -23,23 +23,26 @@ class LabelNumbers:
         names: of the labels, in the order of their numbers.
         owner: whose labels they are, for messages.
         sets: all that will be read.
+        names_only: whether numbers mean nothing, because the order of the names does not.
     """
 
-    def __init__(self, names: Sequence[str], owner: str, sets: Sequence[FileSet]) -> None:
+    def __init__(self, names: Sequence[str], owner: str, sets: Sequence[FileSet], *, names_only: bool = False) -> None:
         self.names = tuple(names)
         self.owner = owner
-        folded = [name.strip().casefold() for name in self.names]
-        self.by_name = {name: number for number, name in enumerate(self.names)}
+        written = [without_point(name) for name in self.names]
+        folded = [name.casefold() for name in written]
+        self.by_name = {name: number for number, name in enumerate(written)}
         self.in_any_case = {name: number for number, name in enumerate(folded) if folded.count(name) == 1}
         labels = [label for each in sets for label in each.labels()]
         named = [label for label in labels if self.number_by_name(label) is not None]
         names_are_numbers = any(whole_number(name) is not None for name in self.names)
-        self.reads_names = not names_are_numbers or len(named) == len(labels)
-        self.reads_numbers = not names_are_numbers or not self.reads_names
+        self.reads_names = names_only or not names_are_numbers or len(named) == len(labels)
+        self.reads_numbers = not names_only and (not names_are_numbers or not self.reads_names)
         self.used_numbers = len(named) < len(labels) or not self.reads_names
 
     def number_by_name(self, label: str) -> int | None:
-        return self.by_name.get(label, self.in_any_case.get(label.casefold()))
+        written = without_point(label)
+        return self.by_name.get(written, self.in_any_case.get(written.casefold()))
 
     def number(self, row: LabelledText) -> int:
         """The number of a row's label.
@@ -77,13 +80,19 @@ def whole_number(text: str) -> int | None:
     return int(match[1]) if (match := re.fullmatch(r"\s*(-?\d{1,9})(?:\.0+)?\s*", text)) else None
 
 
+def without_point(label: str) -> str:
+    """The label without blanks around it; a whole number that is written as 1.0 is 1."""
+    number = whole_number(label) if "." in label else None
+    return label.strip() if number is None else str(number)
+
+
 def names_in(sets: Sequence[FileSet]) -> tuple[str, ...]:
     """The labels of some sets as names in order: of their numbers if all are whole numbers, else of the alphabet.
 
     Labels that differ by case alone are one, written as it first occurs.
     """
     first: dict[str, str] = {}
-    for label in (label for each in sets for label in each.labels()):
+    for label in (without_point(label) for each in sets for label in each.labels()):
         first.setdefault(label.casefold(), label)
     numbers = {label: whole_number(label) for label in first.values()}
     if all(number is not None for number in numbers.values()):
@@ -93,7 +102,7 @@ def names_in(sets: Sequence[FileSet]) -> tuple[str, ...]:
 
 def problem_of_classes(rows: FileSet) -> str | None:
     """What is wrong with a labelled set of one class, or None."""
-    if rows.role == "anomaly" or len({label.casefold() for label in rows.labels()}) > 1:
+    if rows.role == "anomaly" or len({without_point(label).casefold() for label in rows.labels()}) > 1:
         return None
     first, last = rows.rows[0], rows.rows[-1]
     return (

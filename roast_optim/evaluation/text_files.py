@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .attack import ATTACK
 from .columns import Columns, FileSet, read_set
 from .errors import UserError
 from .labels import problem_of_classes
@@ -30,6 +31,8 @@ def read_sets(files: Mapping[Role, Sequence[Path]], given: Columns) -> tuple[lis
     if len(names) < len(paths):
         twice = next(path for _, path in paths if [each for _, each in paths].count(path) > 1)
         raise UserError(f"{twice} is given twice; a file is one set, with one role")
+    if reserved := [path for path, name in names.items() if name == ATTACK]:
+        raise UserError(f"{reserved[0]}: {ATTACK!r} is the name of the texts that the attack makes; rename the file")
     sets, notes = [], []
     for role, path in paths:
         rows = read_set(path, names[path], role, given)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -288,18 +292,23 @@ def test_label_names_must_be_as_many_as_outputs() -> None:
 
 
 def test_the_example_of_the_documentation_runs() -> None:
-    import doctest
-    import importlib
-
     results = doctest.testmod(importlib.import_module("roast_optim.evaluation.measure"))
     assert results.attempted
     assert not results.failed
 
 
-def test_the_core_does_not_import_the_evaluation(tmp_path: Path) -> None:
-    import subprocess
-    import sys
+def in_another_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
 
+
+def test_the_core_does_not_import_the_evaluation(tmp_path: Path) -> None:
     code = "import sys, roast_optim; print([each for each in sys.modules if each.startswith('roast_optim.evaluation')])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = in_another_process(code, tmp_path)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("package", ["torchmetrics", "sklearn", "rich"])
+def test_without_the_extra_the_command_that_installs_it_is_told(tmp_path: Path, package: str) -> None:
+    done = in_another_process(f"import sys; sys.modules[{package!r}] = None; import roast_optim.evaluation", tmp_path)
+    told = f"ImportError: roast_optim.evaluation needs {package}: pip install 'roast-optim[evaluation]'"
+    assert done.stderr.strip().endswith(told)

@@ -9,10 +9,11 @@ from __future__ import annotations
 try:
     from .measure import evaluate
 except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] == "roast_optim":
+    missing = (error.name or "").partition(".")[0]
+    if missing in ("", "roast_optim"):
         raise
     raise ImportError(
-        f"roast_optim.evaluation needs {error.name}: pip install 'roast-optim[evaluation]'", name=error.name
+        f"roast_optim.evaluation needs {missing}: pip install 'roast-optim[evaluation]'", name=missing
     ) from error
 
 from .metrics import ReliabilityBins

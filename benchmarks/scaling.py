@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
-from roast_optim.kernels.backend import HISTOGRAM_BINS
+from roast_optim.kernels.step import HISTOGRAM_BINS, TENSORS
 from roast_optim.param_groups import transformer_blocks
 from roast_optim.state import make_state
 
@@ -119,26 +119,25 @@ def simulate(make_model: Callable[[], nn.Module], world_size: int) -> Row:
         block_parameters = sum(param.numel() for block in blocks for param in block.parameters())
         shard(model)
         optimizer = RoastAdamW(selective_param_groups(model, weight_decay=0.01), backend="reference")
-        held = dict.fromkeys(("param", "exp_avg", "exp_avg_sq", "importance", "rank_code"), 0)
+        held = dict.fromkeys(TENSORS, 0)
         for group in optimizer.param_groups:
             for param in group["params"]:
                 state: dict[str, Any] = {}
                 make_state(state, group, param, torch.float32)
-                for name, tensor in {**state, "param": param}.items():
-                    if name != "step":
+                for name, tensor in {**state, "param": param, "grad": param}.items():
+                    if TENSORS[name].per_element:
                         held[name] += tensor.to_local().nbytes
-    moments = held["exp_avg"] + held["exp_avg_sq"]
-    adamw_memory = 2 * held["param"] + moments
-    adamw_traffic = 3 * held["param"] + 2 * moments
+    moved = {name: size * (1 + TENSORS[name].written) for name, size in held.items()}
+    of_adamw = [name for name, described in TENSORS.items() if described.needs is None]
     return Row(
         parameters=parameters,
         block_parameters=block_parameters,
         blocks=len(blocks),
         local_parameters=held["param"] // 4,
-        adamw_memory=adamw_memory,
-        roast_memory=adamw_memory + held["importance"] + held["rank_code"],
-        adamw_traffic=adamw_traffic,
-        roast_traffic=adamw_traffic + 2 * held["importance"] + held["rank_code"],
+        adamw_memory=sum(held[name] for name in of_adamw),
+        roast_memory=sum(held.values()),
+        adamw_traffic=sum(moved[name] for name in of_adamw),
+        roast_traffic=sum(moved.values()),
     )
 
 
@@ -265,8 +264,8 @@ def overhead(elements: int, backend: str, tensors: int = 200, rounds: int = 31) 
                 params[-1].grad = grad
             optimizers.append(RoastAdamW(params, lr=1e-3, backend=backend))
         plain, sharded = optimizers
-        for param, placement in zip(plain.param_groups[0]["params"], sharded.placements.values(), strict=True):
-            plain.placements[param] = placement
+        for param, position in zip(plain.param_groups[0]["params"], sharded.positions.values(), strict=True):
+            plain.positions[param] = position
         for optimizer in optimizers:
             optimizer.step()
             optimizer.refresh()

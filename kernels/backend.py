@@ -7,56 +7,33 @@ same values up to rounding; :mod:`.reference` is the one that defines them.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-RANK_CODES = 256
-HISTOGRAM_BINS = 65536
+from .plan import StepPlan
+from .step import StepOptions, StepRow
 
 
-class Placement(NamedTuple):
-    """Where a local tensor lies in its whole, unsharded, contiguous parameter.
+class ActivationKernels(Protocol):
+    """Fused kernels on activations, for the adversary. What they compute is defined in ``roast_optim``, in torch."""
 
-    Local element j (row-major) is element ``first_index + (j // inner_length) * outer_stride + j % inner_length`` of
-    the whole parameter. For a parameter that is not sharded ``inner_length`` is its number of elements.
+    def perturbed_embedding(
+        self,
+        embedding: Tensor,
+        gradient: Tensor,
+        step_size: float,
+        norm: str,
+        *,
+        tokens: Tensor | None = None,
+        sample_dim: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`roast_optim.perturbation.perturbed_embedding`; of three dimensions."""
 
-    Attributes:
-        parameter_id: index of the parameter in the optimizer's ``state_dict``; third word of the draw's counter.
-        first_index: element of the whole parameter at which the local tensor begins.
-        inner_length: elements that lie side by side in the whole parameter before a gap; at least 1.
-        outer_stride: distance in the whole parameter between the beginnings of two such runs.
-    """
-
-    parameter_id: int
-    first_index: int
-    inner_length: int
-    outer_stride: int
-
-    @classmethod
-    def whole(cls, parameter_id: int, numel: int) -> Placement:
-        """The placement of a parameter of ``numel`` elements that is not sharded."""
-        return cls(parameter_id, 0, max(numel, 1), 0)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How the masks of one parameter group are drawn in this step.
-
-    Attributes:
-        seed: key of the draw, 0 <= seed < 2**64.
-        thresholds: int64 ``[256]``, values in [1, 2**32 - 1]: an element with rank code c is kept iff its random word
-            is below ``thresholds[c]``.
-        rescaling: float32 ``[256]``: the factor of a kept gradient; ones for a selection without rescaling.
-        draw_number: fourth word of the counter; None: each parameter's own step count after its increment.
-    """
-
-    seed: int
-    thresholds: Tensor
-    rescaling: Tensor
-    draw_number: int | None
+    def symmetric_kl_rows(self, logits_p: Tensor, logits_q: Tensor, counted: Tensor | None = None) -> Tensor:
+        """The terms that :func:`roast_optim.losses.symmetric_kl` averages, one per distribution."""
 
 
 class Backend(Protocol):
@@ -68,29 +45,10 @@ class Backend(Protocol):
     def supports(self, device: torch.device) -> bool:
         """Whether tensors on ``device`` can be given to this backend."""
 
-    def roast_adamw_(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        max_exp_avg_sqs: list[Tensor],
-        state_steps: list[Tensor],
-        importances: list[Tensor],
-        rank_codes: list[Tensor],
-        placements: list[Placement],
-        *,
-        lr: float | Tensor,
-        beta1: float | Tensor,
-        beta2: float | Tensor,
-        eps: float,
-        weight_decay: float,
-        amsgrad: bool,
-        maximize: bool,
-        capturable: bool,
-        accumulate: bool,
-        selection: Selection | None,
-    ) -> None:
+    def plan(self, rows: Sequence[StepRow]) -> StepPlan:
+        """Prepare many steps with rows that lie on one device and have the same tensors."""
+
+    def roast_adamw_(self, rows: Sequence[StepRow], options: StepOptions) -> None:
         """One step, in place; see :func:`.reference.roast_adamw_`."""
 
     def accumulate_importance_(self, importances: list[Tensor], grads: list[Tensor]) -> None:
@@ -101,6 +59,9 @@ class Backend(Protocol):
 
     def assign_rank_codes_(self, importances: list[Tensor], rank_codes: list[Tensor], table: Tensor) -> None:
         """Write ``table[bin]`` (uint8 ``[65536]``) into the rank codes and reset the importance scores to zero."""
+
+    def activation_kernels(self, *tensors: Tensor) -> ActivationKernels | None:
+        """Fused kernels that can take these activations; None where plain torch is as fast or the only way."""
 
 
 _MODULES = {"triton": ".triton", "native": ".native", "reference": ".reference"}

@@ -6,12 +6,13 @@ in place on the tensors they are given and never change a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from .backend import HISTOGRAM_BINS, Placement, Selection
+from .plan import StepPlan, check_options
+from .step import HISTOGRAM_BINS, TENSORS, Position, Selection, StepOptions, StepRow
 
 CHUNK = 1 << 18  # elements; a multiple of four, so that chunks of a whole parameter begin with a fresh Philox block
 
@@ -31,6 +32,10 @@ def unavailable() -> str | None:
 def supports(device: torch.device) -> bool:
     """True: plain torch runs on every device."""
     return True
+
+
+def activation_kernels(*tensors: Tensor) -> None:
+    """None: plain torch does it."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- draw
@@ -62,14 +67,14 @@ def philox4x32(
 
 
 def draw_words(
-    placement: Placement, start: int, count: int, *, seed: int, draw_number: Word, device: torch.device
+    position: Position, start: int, count: int, *, seed: int, draw_number: Word, device: torch.device
 ) -> Tensor:
     """The random words of local elements ``start .. start + count - 1``, int64 ``[count]``.
 
     Element e of the whole parameter takes word ``e % 4`` of the block with counter (e // 4, parameter id, draw number).
     """
     key = (seed & _MASK, seed >> 32)
-    first, inner, stride = placement.first_index, placement.inner_length, placement.outer_stride
+    first, inner, stride = position.first_index, position.inner_length, position.outer_stride
     (row, column), (last_row, last_column) = divmod(start, inner), divmod(start + max(count, 1) - 1, inner)
     wide = first + last_row * stride + last_column >= 1 << 34  # block numbers beyond 32 bits
     if row == last_row:  # one run of neighbours in the whole parameter: four of them share a block
@@ -79,7 +84,7 @@ def draw_words(
         local = torch.arange(start, start + count, device=device)
         elements = first + local.div(inner, rounding_mode="floor") * stride + local % inner
         blocks = elements >> 2
-    counter = (blocks & _MASK, blocks >> 32 if wide else 0, placement.parameter_id, draw_number)
+    counter = (blocks & _MASK, blocks >> 32 if wide else 0, position.parameter_id, draw_number)
     words = torch.stack([torch.as_tensor(word, device=device) for word in philox4x32(counter, key)], dim=1)
     if row == last_row:
         return words.view(-1)[begin % 4 : begin % 4 + count]
@@ -112,76 +117,95 @@ def _look_up(table: Tensor, rank_code: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- step
 
 
-def roast_adamw_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    state_steps: list[Tensor],
-    importances: list[Tensor],
-    rank_codes: list[Tensor],
-    placements: list[Placement],
-    *,
-    lr: float | Tensor,
-    beta1: float | Tensor,
-    beta2: float | Tensor,
-    eps: float,
-    weight_decay: float,
-    amsgrad: bool,
-    maximize: bool,
-    capturable: bool,
-    accumulate: bool,
-    selection: Selection | None,
-) -> None:
-    """One RoAST step over a list of parameters: accumulate importance, draw, rescale, AdamW.
+def roast_adamw_(rows: Sequence[StepRow], options: StepOptions) -> None:
+    """One RoAST step over parameters: accumulate importance, draw, rescale, AdamW.
 
     Args:
-        params, grads: floating-point tensors of equal shapes.
-        exp_avgs, exp_avg_sqs, max_exp_avg_sqs: moments; the last list is empty unless ``amsgrad``.
-        state_steps: 0-d float32 step counts, incremented here.
-        importances, rank_codes: float32 and uint8 tensors; empty lists for parameters that are not selective.
-        placements: where each local tensor lies in its whole parameter.
-        lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, capturable: as in :class:`torch.optim.AdamW`.
-        accumulate: whether the squared gradients are added to ``importances``.
-        selection: how the masks are drawn; None updates everything.
+        rows: the tensors of each parameter, with its gradient. The parameter is of a floating-point dtype; the step
+            count is incremented here.
+        options: the scalars.
+
+    Raises:
+        ValueError: the options ask for a tensor that a row lacks.
     """
-    for i, param in enumerate(params):
-        state_steps[i] += 1
-        step: float | Tensor = state_steps[i] if capturable else state_steps[i].item()
-        tensors = [param, grads[i], exp_avgs[i], exp_avg_sqs[i]]
-        tensors += [max_exp_avg_sqs[i]] if amsgrad else []
-        tensors += [rank_codes[i]] if selection is not None else []
-        if accumulate:
-            accumulate_importance_([importances[i]], [grads[i]])
-        for start, chunk in chunks(tensors):
-            grad = chunk[1]
-            if selection is not None:
-                draw_number: Word | None = selection.draw_number
-                if draw_number is None:
-                    draw_number = step.to(torch.int64) if isinstance(step, Tensor) else int(step)
-                words = draw_words(
-                    placements[i],
-                    start,
-                    grad.numel(),
-                    seed=selection.seed,
-                    draw_number=draw_number,
-                    device=param.device,
-                )
-                grad = selected_gradient(grad, chunk[-1], words, selection)
-            adamw_(
-                chunk[0],
-                -grad if maximize else grad,
-                chunk[2],
-                chunk[3],
-                chunk[4] if amsgrad else None,
-                step,
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=eps,
-                weight_decay=weight_decay,
+    for row in rows:
+        check_options([name for name, _ in row.tensors()], options)
+    for row in rows:
+        _step(row, options)
+
+
+class _Plan(StepPlan):
+    """Nothing is prepared: the tensors are used as they are, wherever they lie."""
+
+    def facts_of(self, tensors: Sequence[Tensor]) -> object:
+        return [(tensor.shape, tensor.device) for tensor in tensors]
+
+    def fits(self, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
+        fitting = super().fits(params, state)
+        self.check_memory()
+        return fitting
+
+    def accumulate(self, grads: Sequence[Tensor]) -> None:
+        accumulate_importance_(self.importances(), list(grads))
+
+    def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
+        roast_adamw_(self.rows(grads), options)
+
+
+def plan(rows: Sequence[StepRow]) -> StepPlan:
+    """A plan for many steps with these rows."""
+    return _Plan(rows)
+
+
+def _step(row: StepRow, options: StepOptions) -> None:
+    assert row.grad is not None
+    row.step += 1
+    step: float | Tensor = row.step if options.capturable else row.step.item()
+    selection = options.selection
+    draw_number: Word = 0
+    if selection is not None:
+        by_step = step.to(torch.int64) if isinstance(step, Tensor) else int(step)
+        draw_number = by_step if selection.draw_number is None else selection.draw_number
+    if options.accumulate:
+        assert row.importance is not None
+        accumulate_importance_([row.importance], [row.grad])
+    used = {name: tensor for name, tensor in row.tensors() if TENSORS[name].per_element}
+    for start, tensors in chunks(list(used.values())):
+        chunk = dict(zip(used, tensors, strict=True))
+        grad, moving = chunk["grad"], None
+        if selection is not None:
+            words = draw_words(
+                row.position, start, grad.numel(), seed=selection.seed, draw_number=draw_number, device=grad.device
             )
+            if selection.acts_on == "gradient":
+                grad = selected_gradient(grad, chunk["rank_code"], words, selection)
+            else:
+                moving = kept(chunk["rank_code"], words, selection.thresholds)
+        adamw_(
+            chunk["param"],
+            -grad if options.maximize else grad,
+            chunk["exp_avg"],
+            chunk["exp_avg_sq"],
+            chunk.get("max_exp_avg_sq"),
+            step,
+            pretrained=chunk["pretrained"] if options.returns_to_pretrained else None,
+            pretrained_decay=_pretrained_decay(options, chunk) if options.returns_to_pretrained else 0.0,
+            moving=moving,
+            lr=options.lr,
+            beta1=options.beta1,
+            beta2=options.beta2,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+        )
+
+
+def _pretrained_decay(options: StepOptions, chunk: dict[str, Tensor]) -> float | Tensor:
+    """The decay c w towards the pre-trained values, of all elements or, by rank, of each."""
+    if options.pretrained_decay_by == "uniform" or options.selection is None:
+        return options.pretrained_decay
+    drop_probabilities = (2**32 - options.selection.thresholds).to(torch.float32) * 2.0**-32
+    working = torch.promote_types(chunk["param"].dtype, torch.float32)
+    return options.pretrained_decay * _look_up(drop_probabilities, chunk["rank_code"]).to(working)
 
 
 def adamw_(
@@ -197,12 +221,18 @@ def adamw_(
     beta2: float | Tensor,
     eps: float,
     weight_decay: float,
+    pretrained: Tensor | None = None,
+    pretrained_decay: float | Tensor = 0.0,
+    moving: Tensor | None = None,
 ) -> None:
     """Decoupled weight decay, moments, bias correction, update (Loshchilov and Hutter, 2019, algorithm 2).
 
     The operations are those of ``torch.optim.AdamW(foreach=False)`` in the same order, so the results are equal bit
     for bit. ``step`` is a tensor under ``capturable``. Moments of another dtype than the parameter's: arithmetic in
     the wider of the two, each result rounded once.
+
+    ``pretrained_decay`` draws the parameter to ``pretrained``, after the weight decay: theta <- theta - lr c w (theta -
+    theta_0), where c w is a number or one per element. ``moving``: which elements the update moves; None: all.
     """
     working = torch.promote_types(param.dtype, exp_avg.dtype)
     if {param.dtype, grad.dtype, exp_avg.dtype} != {working}:
@@ -212,6 +242,8 @@ def adamw_(
         adamw_(
             wide[0], grad.to(working), wide[1], wide[2], maximum, step,
             lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+            pretrained=None if pretrained is None else pretrained.to(working), pretrained_decay=pretrained_decay,
+            moving=moving,
         )  # fmt: skip
         for narrow, result in zip(stored, wide, strict=True):
             narrow.copy_(result)
@@ -219,6 +251,9 @@ def adamw_(
 
     if weight_decay != 0:
         param.mul_(1 - lr * weight_decay)
+    if pretrained is not None:
+        param.sub_((param - pretrained).mul_(lr * pretrained_decay))
+    unmoved = None if moving is None else param.clone()
     if isinstance(beta1, Tensor):
         exp_avg.lerp_(grad, 1 - beta1.to(device=param.device, dtype=param.dtype))
     else:
@@ -237,6 +272,8 @@ def adamw_(
     else:
         denominator = (second_moment.sqrt() / bias_correction2**0.5).add_(eps)
         param.addcdiv_(exp_avg, denominator, value=-(lr / bias_correction1))  # type: ignore[arg-type]
+    if moving is not None and unmoved is not None:
+        param.copy_(torch.where(moving, param, unmoved))
 
 
 # ---------------------------------------------------------------------------------------------------------- importance

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from .kernels import triton as triton_kernels
-from .kernels.backend import BACKEND_NAMES, Backend, load_backend
+from .kernels.backend import BACKEND_NAMES, ActivationKernels, Backend, load_backend
 
 # The fastest backend of each kind of device; every other device runs the reference.
 _FASTEST = {"cpu": "native", "cuda": "triton"}
@@ -54,14 +52,12 @@ def backend_for(name: str, device: torch.device, warn: Callable[[str], None]) ->
     return backend
 
 
-def fused_kernels(*tensors: Tensor) -> ModuleType | None:
-    """The kernels of the perturbation and of the symmetric KL divergence, if they can take these tensors.
+def fused_kernels(*tensors: Tensor) -> ActivationKernels | None:
+    """The kernels of the perturbation and of the symmetric KL divergence, of a backend that can take these tensors.
 
     None: plain torch does it, as on every CPU, for float64, and in code that is being compiled.
     """
-    device = tensors[0].device
-    if torch.compiler.is_compiling() or not triton_kernels.supports(device) or triton_kernels.unavailable() is not None:
+    if torch.compiler.is_compiling():
         return None
-    if any(tensor.device != device or tensor.dtype not in triton_kernels.FLOAT_TYPES for tensor in tensors):
-        return None
-    return triton_kernels
+    offered = (load_backend(name).activation_kernels(*tensors) for name in BACKEND_NAMES)
+    return next((kernels for kernels in offered if kernels is not None), None)

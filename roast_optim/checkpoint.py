@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .options import GROUP_COUNTERS, check_group
+from .kernels.step import STATE_TENSORS, DtypeOf, TensorField, state_names
+from .options import GROUP_COUNTERS, OPTIONS_OF_MASKS, check_group
 from .sharding import local, sharding_of
-from .state import State, make_selection_state
+from .state import State, make_state
 from .user_warning import warn
 
-if TYPE_CHECKING:
-    from .optimizer import RoastAdamW
 
-_SELECTION_KEYS = ("importance", "rank_code")
-# Without these, rank codes mean nothing. The options of AdamW may be missing, as it allows.
-_SELECTION_OPTIONS = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
-
-
-def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
-    """Raise ValueError, naming what is wrong, if ``state_dict`` does not fit the optimizer."""
+def check(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
+    """Raise ValueError, naming what is wrong, if ``state_dict`` does not fit the parameter groups."""
     states, saved_groups = _checked_parts(state_dict)
-    groups = optimizer.param_groups
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         raise ValueError(
             "state_dict has parameter groups of sizes "
@@ -35,7 +29,8 @@ def check(optimizer: RoastAdamW, state_dict: dict[str, Any]) -> None:
     for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         options = {key: value for key, value in saved.items() if key != "params"}
         check_group({**group, **GROUP_COUNTERS, **options})
-        missing = [option for option in _SELECTION_OPTIONS if option not in saved]
+        # Without these, rank codes mean nothing. The options of AdamW may be missing, as it allows.
+        missing = [option for option in OPTIONS_OF_MASKS if option not in saved]
         for param, index in zip(group["params"], saved["params"], strict=True):
             state = states.get(index, {})
             if missing and "rank_code" in state:
@@ -73,11 +68,9 @@ def _check_state(index: int, state: dict[str, Any], param: Tensor, saved_group: 
     """Raise ValueError for a state that cannot be the parameter's."""
     if not state:
         return
-    keys = ["exp_avg", "exp_avg_sq"]
-    keys += ["max_exp_avg_sq"] if saved_group.get("amsgrad") else []
-    # One of the two without the other is a damaged checkpoint; neither is one of plain AdamW.
-    keys += _SELECTION_KEYS if any(key in state for key in _SELECTION_KEYS) else ()
-    for key in keys:
+    for key, described in STATE_TENSORS.items():
+        if not described.per_element or not _is_expected(described, state, saved_group):
+            continue
         value = state.get(key)
         if not isinstance(value, Tensor):
             raise ValueError(f"state_dict: parameter {index} lacks {key}, or it is not a tensor")
@@ -96,6 +89,16 @@ def _check_state(index: int, state: dict[str, Any], param: Tensor, saved_group: 
     _check_step(index, state.get("step"))
 
 
+def _is_expected(described: TensorField, state: dict[str, Any], saved_group: dict[str, Any]) -> bool:
+    """Whether a checkpoint must have a tensor.
+
+    Of what the same option asks for, some without the rest is damaged; none at all is a checkpoint of plain AdamW.
+    """
+    if described.replaceable:
+        return any(key in state for key, other in STATE_TENSORS.items() if other.needs == described.needs)
+    return described.needs is None or bool(saved_group.get(described.needs))
+
+
 def _check_step(index: int, step: object) -> None:
     """A step count is a number, as AdamW of old saved it, or a tensor of one; draws count to 2**32."""
     real = isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex()
@@ -106,46 +109,56 @@ def _check_step(index: int, step: object) -> None:
 
 def _check_values(key: str, index: int, value: Tensor) -> None:
     """Raise ValueError for dtypes and numbers that no optimizer has saved: kernels look some of them up in tables."""
-    expected = {"rank_code": torch.uint8, "importance": torch.float32}.get(key)
-    if not value.is_floating_point() if expected is None else value.dtype != expected:
-        right = expected or "a floating-point dtype"
+    kind = STATE_TENSORS[key].dtype
+    fixed = kind not in (DtypeOf.PARAMETER, DtypeOf.MOMENT)
+    expected = kind.resolved(value.dtype, value.dtype)
+    if value.dtype != expected if fixed else not value.is_floating_point():
+        right = expected if fixed else "a floating-point dtype"
         raise ValueError(f"state_dict: {key} of parameter {index} is {value.dtype}, not {right}: it is damaged")
     if value.layout != torch.strided:
         raise ValueError(f"state_dict: {key} of parameter {index} is {value.layout}, not {torch.strided}")
-    if key == "importance" and (importance := local(value)).numel():
-        smallest, largest = importance.aminmax()  # NaN if there is one
+    if STATE_TENSORS[key].is_ranked and (own := local(value)).numel():
+        smallest, largest = own.aminmax()  # NaN if there is one
         if not (smallest >= 0 and largest <= torch.finfo(torch.float32).max):
             raise ValueError(
-                f"state_dict: importance of parameter {index} lies between {float(smallest)} and {float(largest)}, not "
+                f"state_dict: {key} of parameter {index} lies between {float(smallest)} and {float(largest)}, not "
                 "between 0 and the largest float32: it is damaged"
             )
 
 
-def reattach(optimizer: RoastAdamW, state_dict: dict[str, Any], previous: list[dict[str, Any]]) -> None:
+def reattach(
+    groups: list[dict[str, Any]],
+    states: Mapping[Tensor, State],
+    defaults: dict[str, Any],
+    state_dtype: torch.dtype | None,
+    state_dict: dict[str, Any],
+    previous: list[dict[str, Any]],
+) -> None:
     """Undo the casts of ``torch.optim.Optimizer.load_state_dict``, and complete what plain AdamW does not save.
 
     The base class casts every state tensor of a floating-point parameter to the parameter's dtype: rank codes and
     float32 importance of a bfloat16 parameter too. ``previous`` are the groups before loading: they have the options
     that AdamW lacks.
     """
-    foreign = False
-    for group, saved, own in zip(optimizer.param_groups, state_dict["param_groups"], previous, strict=True):
-        for key, default in {**optimizer.defaults, **GROUP_COUNTERS}.items():
+    lacking: list[str] = []
+    for group, saved, own in zip(groups, state_dict["param_groups"], previous, strict=True):
+        for key, default in {**defaults, **GROUP_COUNTERS}.items():
             if key != "differentiable":  # no option of ours; the base class adds it to the defaults when it loads
                 group.setdefault(key, default if key in GROUP_COUNTERS else own.get(key, default))
         for param, index in zip(group["params"], saved["params"], strict=True):
-            state = optimizer.state.get(param)
+            state = states.get(param)
             if not state:
                 continue
             _undo_casts(state, state_dict["state"][index], param, capturable=group["capturable"])
-            if group["selective"] and "rank_code" not in state:
-                make_selection_state(state, group, param)
-                foreign = True
-    if foreign:
+            lacking += [name for name in state_names(group) if name not in state and name not in lacking]
+            make_state(state, group, param, state_dtype)
+    if "rank_code" in lacking:
         warn(
             "the state_dict was saved by an optimizer without selection (AdamW): its moments are taken, importance "
             "starts at zero and everything is updated until the next refresh"
         )
+    if others := [name for name in lacking if STATE_TENSORS[name].needs != "selective"]:
+        warn(f"the state_dict has no {' and no '.join(others)}: training goes on as if it began with this parameter")
 
 
 def _undo_casts(state: State, saved: State, param: Tensor, *, capturable: bool) -> None:

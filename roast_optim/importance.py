@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .kernels import reference
-from .kernels.backend import HISTOGRAM_BINS, RANK_CODES, Backend, Placement
+from .kernels.backend import Backend
+from .kernels.step import HISTOGRAM_BINS, RANK_CODES, Position
 from .sharding import all_reduced
 
 if TYPE_CHECKING:
@@ -88,10 +89,10 @@ def percentile_ranks(scores: list[Tensor]) -> list[Tensor]:
     return rank_codes
 
 
-def fill_random_scores_(scores: Tensor, seed: int, placement: Placement) -> None:
+def fill_random_scores_(scores: Tensor, seed: int, position: Position) -> None:
     """A fixed random score in [0, 1) per element, from the draw with number 0, which no step uses."""
     for start, (chunk,) in reference.chunks([scores]):
-        words = reference.draw_words(placement, start, chunk.numel(), seed=seed, draw_number=0, device=scores.device)
+        words = reference.draw_words(position, start, chunk.numel(), seed=seed, draw_number=0, device=scores.device)
         chunk.copy_((words >> 8).to(torch.float32).mul_(2.0**-24).view(chunk.shape))
 
 

@@ -12,8 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .kernels.backend import RANK_CODES, Placement
 from .kernels.reference import chunks, draw_words, kept
+from .kernels.step import RANK_CODES, Position
 
 _WORDS = 2**32
 _FLAT = Decimal(64)  # beyond +-64 the logistic function is 0 or 1 to more than 2**-32
@@ -66,7 +66,7 @@ def keep_mask(
     seed: int,
     draw_number: int,
     parameter_id: int = 0,
-    placement: Placement | None = None,
+    position: Position | None = None,
 ) -> Tensor:
     """The mask of one draw: bool, shaped like ``rank_codes`` (uint8).
 
@@ -76,14 +76,12 @@ def keep_mask(
         seed: key of the draw, 0 <= seed < 2**64.
         draw_number: the parameter's step after increment (mask_schedule="step") or its group's refreshes ("refresh").
         parameter_id: index of the parameter in the optimizer's state_dict, if ``rank_codes`` is the whole parameter.
-        placement: where ``rank_codes`` lies in the whole parameter otherwise.
+        position: where ``rank_codes`` lies in the whole parameter otherwise.
     """
-    placement = placement or Placement.whole(parameter_id, rank_codes.numel())
+    position = position or Position.whole(parameter_id, rank_codes.numel())
     mask = torch.empty_like(rank_codes, dtype=torch.bool)
     thresholds = keep_thresholds(alpha, beta).to(rank_codes.device)
     for start, (codes, out) in chunks([rank_codes, mask]):
-        words = draw_words(
-            placement, start, codes.numel(), seed=seed, draw_number=draw_number, device=rank_codes.device
-        )
+        words = draw_words(position, start, codes.numel(), seed=seed, draw_number=draw_number, device=rank_codes.device)
         out.copy_(kept(codes, words, thresholds))
     return mask

@@ -13,27 +13,29 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import checkpoint
 from .backends import backend_for, check_backend
 from .importance import RankedTensors, fill_magnitude_scores_, fill_random_scores_, refresh_rank_codes
-from .kernels.backend import Backend, Placement, Selection
-from .masking import selection_tables
-from .options import GROUP_COUNTERS, RoastOptions, check_group
-from .sharding import (
-    any_process,
-    check_process_group,
-    local,
-    mesh_groups,
-    placement,
-    require_same,
-    shard_groups,
-    sum_over_lower_ranks,
+from .kernels.backend import Backend
+from .kernels.step import Position, StepRow
+from .options import (
+    DEFAULTS,
+    OPTIONS,
+    RoastOptions,
+    check_group,
+    documented,
+    group_options,
 )
-from .state import State, StepTensors, checked_gradient, make_selection_state, make_state
+from .processes import any_of_them, device_of, parameters_of_earlier_stages, require_same_masks
+from .sharding import check_process_group, local, position_of, shard_groups
+from .state import State, make_state, step_row
 from .statistics import selection_stats
+from .step_options import accumulates, step_options
+from .step_plans import PlannedStep, StepPlans
 from .user_warning import warn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@documented
 class RoastAdamW(Optimizer):
     r"""AdamW with selective training (RoAST, arXiv 2312.04032, section 3.2).
 
@@ -49,37 +51,13 @@ class RoastAdamW(Optimizer):
 
     Args:
         params: parameters or group dictionaries, as for every torch optimizer; see also ``selective_param_groups``.
-            Group options are those below up to ``amsgrad``, ``maximize``, ``capturable``, ``selective``, ``alpha``,
-            ``beta`` and ``seed``.
-        lr: learning rate; a float or a tensor of one element.
-        betas: decay rates of the two moments, in [0, 1).
-        eps: added to the denominator after bias correction.
-        weight_decay: decoupled weight decay, applied before the step.
-        amsgrad: whether to use the maximum of all second moments so far.
-        alpha: percentile rank at which the keep probability is one half, in [0, 1]; larger: fewer elements are updated.
-        beta: how sharply the keep probability rises around ``alpha``; positive.
-        refresh_every: number of steps (optimizer steps, not micro-batches) after which the ranks are computed anew,
-            usually one epoch; None: only when :meth:`refresh` is called.
-        mask_schedule: "step" draws the masks anew at every step, "refresh" keeps one draw between two refreshes.
-        rescale: whether a kept gradient is divided by its keep probability, so that its expectation is the gradient. A
-            rescaled gradient saturates at the range of its dtype.
-        selective: default of the group option; False: always updated, no importance, not ranked.
-        importance: "gradient" as above; for ablations "random" (a fixed random rank) or "magnitude" (of the parameter).
-        importance_every: accumulate only at every k-th step since the last refresh; not more than ``refresh_every``.
-        seed: key of all draws, 0 <= seed < 2**64. The global random state is never read or changed.
-        state_dtype: dtype of the moments; None: the parameter's. Arithmetic is in the wider of the two.
-        backend: "auto" takes the fastest that can run for the device of the parameters; "triton", "native" and
-            "reference" ask for one. Masks are the same on all. Never saved in a ``state_dict``.
-        maximize: maximise the objective instead of minimising it.
-        capturable: keep the step counts on the device, so that a CUDA graph can hold the step. A replayed graph runs no
-            Python: call :meth:`refresh` yourself and leave ``importance_every`` at 1.
-        process_group: processes that hold different parameters of one model as plain tensors (pipeline stages), in the
-            order of the stages: their elements are ranked together, and their parameters numbered one after the other.
-            DTensor parameters need none: their mesh says how they are sharded.
+        {options}
 
     Raises:
         ValueError: an option out of range, a backend that cannot run here, or a process group of which this process is
             not a member.
+
+    {group options}
 
     A parameter whose state is made after its group's first refresh (it was frozen, say) counts as most important until
     the next refresh ranks it. Options that are not group options are not saved: construct the optimizer with the same
@@ -89,57 +67,40 @@ class RoastAdamW(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
+        lr: float | Tensor = DEFAULTS["lr"],
+        betas: tuple[float | Tensor, float | Tensor] = DEFAULTS["betas"],
+        eps: float = DEFAULTS["eps"],
+        weight_decay: float = DEFAULTS["weight_decay"],
+        amsgrad: bool = DEFAULTS["amsgrad"],
         *,
-        alpha: float = 0.9,
-        beta: float = 10.0,
-        refresh_every: int | None = None,
-        mask_schedule: str = "step",
-        rescale: bool = True,
-        selective: bool = True,
-        importance: str = "gradient",
-        importance_every: int = 1,
-        seed: int = 0,
-        state_dtype: torch.dtype | None = None,
-        backend: str = "auto",
-        maximize: bool = False,
-        capturable: bool = False,
-        process_group: ProcessGroup | None = None,
+        alpha: float = DEFAULTS["alpha"],
+        beta: float = DEFAULTS["beta"],
+        refresh_every: int | None = DEFAULTS["refresh_every"],
+        mask_schedule: str = DEFAULTS["mask_schedule"],
+        selection: str = DEFAULTS["selection"],
+        rescale: bool = DEFAULTS["rescale"],
+        pretrained_decay: float = DEFAULTS["pretrained_decay"],
+        pretrained_decay_by: str = DEFAULTS["pretrained_decay_by"],
+        selective: bool = DEFAULTS["selective"],
+        importance: str = DEFAULTS["importance"],
+        importance_every: int = DEFAULTS["importance_every"],
+        seed: int = DEFAULTS["seed"],
+        state_dtype: torch.dtype | None = DEFAULTS["state_dtype"],
+        backend: str = DEFAULTS["backend"],
+        maximize: bool = DEFAULTS["maximize"],
+        capturable: bool = DEFAULTS["capturable"],
+        process_group: ProcessGroup | None = DEFAULTS["process_group"],
     ) -> None:
-        self.options = RoastOptions(
-            refresh_every=refresh_every,
-            mask_schedule=mask_schedule,
-            rescale=rescale,
-            importance=importance,
-            importance_every=importance_every,
-            state_dtype=state_dtype,
-        )
+        given = {name: value for name, value in locals().items() if name in OPTIONS}
+        self.options = RoastOptions.of(given)
         self.backend = check_backend(backend)
         self.process_group = check_process_group(process_group)
         self._measuring = False
         self._has_stepped = False
         self._first_id = 0
+        self._plans = StepPlans()
         self._warned: set[str] = set()
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "capturable": capturable,
-            "alpha": alpha,
-            "beta": beta,
-            "selective": selective,
-            "seed": seed,
-            **GROUP_COUNTERS,
-        }
-        check_group(defaults)
-        super().__init__(params, defaults)
+        super().__init__(params, group_options(given))
 
     # ----------------------------------------------------------------------------------------------------------- groups
 
@@ -150,25 +111,25 @@ class RoastAdamW(Optimizer):
             check_group(self.param_groups[-1])
             for param in self.param_groups[-1]["params"]:
                 self._backend_of(param.device)
-            self.placements = self._place()
+            self.positions = self._place()
         except Exception:
             self.param_groups.pop()
             raise
 
-    def _place(self) -> dict[Tensor, Placement]:
+    def _place(self) -> dict[Tensor, Position]:
         """Where each parameter lies in the whole; its id is its index in the state_dict, from `_first_id` up."""
+        self._plans.clear()
+        self._placed_sizes = {param: param.numel() for group in self.param_groups for param in group["params"]}
         ids: dict[Tensor, int] = {}
         every = (param for group in self.param_groups for param in group["params"])
         for parameter_id, param in enumerate(every, self._first_id):
             ids.setdefault(param, parameter_id)
-        return {param: placement(param, parameter_id) for param, parameter_id in ids.items()}
+        return {param: position_of(param, parameter_id) for param, parameter_id in ids.items()}
 
     def _number_after_earlier_stages(self) -> None:
-        """Let the ids of a pipeline stage follow those of the stages before it, lest two parameters share draws."""
         if self.process_group is not None:
-            count = sum(len(group["params"]) for group in self.param_groups)
-            self._first_id = sum_over_lower_ranks(count, self.process_group, self._device())
-            self.placements = self._place()
+            self._first_id = parameters_of_earlier_stages(self.param_groups, self.process_group)
+            self.positions = self._place()
 
     def _backend_of(self, device: torch.device) -> Backend:
         return backend_for(self.backend, device, self._warn_once)
@@ -206,126 +167,74 @@ class RoastAdamW(Optimizer):
     # learning rate.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _take_step(self) -> None:
-        fresh = len(self.state) == 0
+        had_state = len(self.state) > 0
         if not self._has_stepped:
             self._number_after_earlier_stages()
-        gathered = [(group, self._gather(group)) for group in self.param_groups]
+        planned = self._planned_steps()
         # A process of a process group takes every step with the others, even if nothing of its own has a gradient.
-        if not any(by_device for _, by_device in gathered) and self.process_group is None:
+        if not any(planned) and self.process_group is None:
             return
         first, self._has_stepped = not self._has_stepped, True
         if first:
-            self._require_same_on_all_processes()
+            require_same_masks(self.param_groups, self.options, self.process_group)
         if self._measuring:
-            for _, by_device in gathered:
-                for device, tensors in by_device.items():
-                    if tensors.importances and self.options.importance == "gradient":
-                        self._backend_of(device).accumulate_importance_(tensors.importances, tensors.grads)
-            return
-        if first and self._only_makes_state(fresh, gathered):
-            return
+            self._accumulate(planned)
+        elif not (first and self._only_makes_state(had_state, planned)):
+            self._update(planned)
+            self._refresh_if_due()
 
-        for group, by_device in gathered:
+    def _planned_steps(self) -> list[list[PlannedStep]]:
+        """What the step of each group has to do; makes missing state and notices what has changed."""
+        return [
+            self._plans.of_group(number, group, self.state, self._row_of, self._backend_of)
+            for number, group in enumerate(self.param_groups)
+        ]
+
+    def _accumulate(self, planned: list[list[PlannedStep]]) -> None:
+        for group, steps in zip(self.param_groups, planned, strict=True):
+            if accumulates(group, self.options):
+                for _, plan, grads in steps:
+                    plan.accumulate(grads)
+
+    def _update(self, planned: list[list[PlannedStep]]) -> None:
+        for group, steps in zip(self.param_groups, planned, strict=True):
             group["steps_since_refresh"] += 1
-            accumulate = (
-                group["selective"]
-                and self.options.importance == "gradient"
-                and group["steps_since_refresh"] % self.options.importance_every == 0
-            )
-            for device, tensors in by_device.items():
-                self._backend_of(device).roast_adamw_(
-                    tensors.params,
-                    tensors.grads,
-                    tensors.exp_avgs,
-                    tensors.exp_avg_sqs,
-                    tensors.max_exp_avg_sqs,
-                    tensors.state_steps,
-                    tensors.importances,
-                    tensors.rank_codes,
-                    tensors.placements,
-                    lr=_scalar(group["lr"]),
-                    beta1=_scalar(group["betas"][0]),
-                    beta2=_scalar(group["betas"][1]),
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    amsgrad=group["amsgrad"],
-                    maximize=group["maximize"],
-                    capturable=group["capturable"],
-                    accumulate=accumulate,
-                    selection=self._selection(group, device),
-                )
+            for device, plan, grads in steps:
+                plan.step(grads, step_options(group, self.options, device))
+
+    def _refresh_if_due(self) -> None:
         every = self.options.refresh_every
-        if every is not None and self._steps_since_refresh() >= every:
+        if every is not None and self.steps_since_refresh >= every:
             self.refresh()
 
-    def _steps_since_refresh(self) -> int:
+    @property
+    def steps_since_refresh(self) -> int:
         """Steps that this process and those it is ranked with have taken since; 0 if nothing is selective."""
         # A process of a process group joins in the others' refresh even if nothing of its own is selective.
         counting = [group for group in self.param_groups if group["selective"] or self.process_group is not None]
         return max((group["steps_since_refresh"] for group in counting), default=0)
 
-    def _gather(self, group: dict[str, Any]) -> dict[torch.device, StepTensors]:
-        """The tensors of ``group`` that have a gradient; makes missing state."""
-        by_device: dict[torch.device, StepTensors] = {}
-        for param in group["params"]:
-            grad = checked_gradient(param)
-            if grad is None:
-                continue
-            state = self._state_of(group, param)
-            tensors = by_device.get(param.device)
-            if tensors is None:
-                tensors = by_device[param.device] = StepTensors()
-            tensors.append(group, param, grad, state, self._placement_of(param))
-        return by_device
-
-    def _placement_of(self, param: Tensor) -> Placement:
-        if param not in self.placements:  # Accelerate puts the shards in the place of the parameters
-            self.placements = self._place()
-        return self.placements[param]
+    def _position_of(self, param: Tensor) -> Position:
+        # Accelerate puts the shards in the place of the parameters; others give a parameter another size.
+        if self._placed_sizes.get(param) != param.numel():
+            self.positions = self._place()
+        return self.positions[param]
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> State:
         state: State = self.state[param]
-        if not state:
-            make_state(state, group, param, self.options.state_dtype)
-        elif group["selective"] and "rank_code" not in state:  # the group was not selective until now
-            make_selection_state(state, group, param)
+        make_state(state, group, param, self.options.state_dtype)
         return state
 
-    def _only_makes_state(
-        self, fresh: bool, gathered: list[tuple[dict[str, Any], dict[torch.device, StepTensors]]]
-    ) -> bool:
+    def _row_of(self, group: dict[str, Any], param: Tensor) -> StepRow:
+        state = self._state_of(group, param)
+        return step_row(state, group, param, self._position_of(param))
+
+    def _only_makes_state(self, had_state: bool, planned: list[list[PlannedStep]]) -> bool:
         """Whether this is the step by which distributed checkpoints make state: lr = 0 and all gradients zero."""
-        if any(float(group["lr"]) != 0 for group, _ in gathered):
+        if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
-        all_tensors = [tensors for _, by_device in gathered for tensors in by_device.values()]
-        real = not fresh or any(bool(grad.any()) for tensors in all_tensors for grad in tensors.grads)
-        groups = self._mesh_groups() + ([self.process_group] if self.process_group is not None else [])
-        return not any_process(real, groups, self._device())
-
-    def _device(self) -> torch.device:
-        """Where what processes tell each other has to lie. A group may be empty."""
-        device: torch.device = next(param.device for group in self.param_groups for param in group["params"])
-        return device
-
-    def _mesh_groups(self) -> list[ProcessGroup]:
-        return mesh_groups(param for group in self.param_groups for param in group["params"])
-
-    def _require_same_on_all_processes(self) -> None:
-        """Masks agree only where seeds and options do: compare them before it matters rather than after."""
-        if groups := self._mesh_groups():
-            names = ("alpha", "beta", "selective", "seed", *GROUP_COUNTERS)
-            group_options = [{name: group[name] for name in names} for group in self.param_groups]
-            require_same(f"{self.options}, groups {group_options}", groups, self._device())
-        if self.process_group is not None:  # these processes may well have other parameter groups
-            seeds = sorted({group["seed"] for group in self.param_groups})
-            require_same(f"{self.options}, seeds {seeds}", [self.process_group], self._device())
-
-    def _selection(self, group: dict[str, Any], device: torch.device) -> Selection | None:
-        if not group["selective"] or group["refreshes"] == 0:
-            return None
-        thresholds, rescaling = selection_tables(group["alpha"], group["beta"], self.options.rescale, device)
-        draw_number = group["refreshes"] if self.options.mask_schedule == "refresh" else None
-        return Selection(group["seed"], thresholds, rescaling, draw_number)
+        real = had_state or any(bool(grad.any()) for steps in planned for step in steps for grad in step.grads)
+        return not any_of_them(real, self.param_groups, self.process_group)
 
     # ------------------------------------------------------------------------------------------------------- importance
 
@@ -350,7 +259,7 @@ class RoastAdamW(Optimizer):
         done. Where parameters are sharded, every process must call it: it is one all-reduce of 512 KB over the
         processes that share them.
         """
-        self._require_same_on_all_processes()
+        require_same_masks(self.param_groups, self.options, self.process_group)
         self._number_after_earlier_stages()
         parts: dict[tuple[Any, ...], RankedTensors] = {}
         for group in self.param_groups:
@@ -360,7 +269,7 @@ class RoastAdamW(Optimizer):
                 state, groups = self._state_of(group, param), shard_groups(param)
                 scores = local(state["importance"])
                 if self.options.importance == "random":
-                    fill_random_scores_(scores, group["seed"], self._placement_of(param))
+                    fill_random_scores_(scores, group["seed"], self._position_of(param))
                 elif self.options.importance == "magnitude":
                     fill_magnitude_scores_(scores, local(param))
                 key = (param.device, groups)
@@ -370,7 +279,7 @@ class RoastAdamW(Optimizer):
                 parts[key].rank_codes.append(local(state["rank_code"]))
         if not parts and self.process_group is None:
             return
-        ranked = refresh_rank_codes(list(parts.values()), self.process_group, self._device())
+        ranked = refresh_rank_codes(list(parts.values()), self.process_group, device_of(self.param_groups))
         for group in self.param_groups:
             group["steps_since_refresh"] = 0
             group["refreshes"] += int(ranked)
@@ -390,7 +299,7 @@ class RoastAdamW(Optimizer):
             ``steps_since_refresh``; ``refreshes``; ``groups``, a list of the same entries per parameter group. Shares
             are fractions of one; where no mask is active both are 1.
         """
-        return selection_stats(self)
+        return selection_stats(self.param_groups, self.state, self.positions, self.options.mask_schedule)
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
 
@@ -403,9 +312,10 @@ class RoastAdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._plans = StepPlans()
         if hasattr(self, "_incoming"):
-            checkpoint.reattach(self, *self._incoming)
-        self.placements = self._place()
+            checkpoint.reattach(self.param_groups, self.state, self.defaults, self.options.state_dtype, *self._incoming)
+        self.positions = self._place()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a ``state_dict`` of RoastAdamW or of :class:`torch.optim.AdamW`.
@@ -420,23 +330,19 @@ class RoastAdamW(Optimizer):
         """
         if not isinstance(state_dict, dict):
             raise TypeError(f"state_dict is of type {type(state_dict).__name__}: pass what state_dict() returned")
-        before = (self.state, self.param_groups, self.placements)
+        before = (self.state, self.param_groups, self.positions)
 
         def remember(_: Optimizer, final: dict[str, Any]) -> None:  # after all hooks of the user
-            checkpoint.check(self, final)
+            checkpoint.check(self.param_groups, final)
             self._incoming = (final, self.param_groups)
 
         handle = self.register_load_state_dict_pre_hook(remember)
         try:
             super().load_state_dict(state_dict)
         except BaseException:  # also of a user's hook; the base class replaces these and never writes into them
-            self.state, self.param_groups, self.placements = before
+            self.state, self.param_groups, self.positions = before
+            self._plans.clear()
             raise
         finally:
             handle.remove()
             self.__dict__.pop("_incoming", None)
-
-
-def _scalar(value: float | Tensor) -> float | Tensor:
-    """A number, or a tensor of no dimensions, from an option that may be a tensor of one element of any shape."""
-    return value.reshape(()) if isinstance(value, Tensor) else value

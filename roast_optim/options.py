@@ -1,10 +1,12 @@
-"""The options of RoastAdamW and their checks."""
+"""The options of RoastAdamW in one table: default, checks, and what each does; the documentation follows from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, TypeGuard
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +14,216 @@ from torch import Tensor
 # What a group counts; in every state_dict.
 GROUP_COUNTERS = {"refreshes": 0, "steps_since_refresh": 0}
 
-_MASK_SCHEDULES = ("step", "refresh")
-_IMPORTANCES = ("gradient", "random", "magnitude")
+Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what would be
+_Class = TypeVar("_Class", bound=type)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of :class:`.optimizer.RoastAdamW`.
+
+    Attributes:
+        default: its default value.
+        help: what it does.
+        checks: that a value must pass, in turn.
+        of_group: whether every parameter group can have its own value, which is then saved in a state_dict.
+        decides_masks: whether masks depend on it, so that processes and checkpoints must agree on it.
+    """
+
+    default: Any
+    help: str
+    checks: tuple[Check, ...] = ()
+    of_group: bool = False
+    decides_masks: bool = False
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Real)
+
+
+def _is_number(value: object) -> bool:
+    return value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else _is_plain(value)
+
+
+def _is_not_negative(value: Any) -> bool:
+    return _is_number(value) and bool(value >= 0.0)
+
+
+def _is_pair_of_decay_rates(betas: Any) -> bool:
+    return (
+        isinstance(betas, (tuple, list))
+        and len(betas) == 2
+        and all(_is_number(beta) and bool(0.0 <= beta < 1.0) for beta in betas)
+    )
+
+
+def _is_integer(value: object, least: int, below: int | None = None) -> bool:
+    proper = isinstance(value, int) and not isinstance(value, bool)
+    return proper and value >= least and (below is None or value < below)  # type: ignore[operator]
+
+
+_NOT_NEGATIVE: Check = (_is_not_negative, "a non-negative number")
+_SWITCH: Check = (lambda value: isinstance(value, int) and value in (0, 1), "True or False")
+_COUNT: Check = (lambda value: _is_integer(value, 1), "an integer, at least 1")
+
+
+def _one_of(*values: str) -> Check:
+    return (lambda value: value in values, f"one of {values}")
+
+
+OPTIONS: dict[str, Option] = {
+    "lr": Option(
+        1e-3,
+        "learning rate; a float or a tensor of one element.",
+        (
+            (lambda lr: not isinstance(lr, Tensor) or lr.numel() == 1, "a float or a tensor of one element"),
+            _NOT_NEGATIVE,
+        ),
+        of_group=True,
+    ),
+    "betas": Option(
+        (0.9, 0.999),
+        "decay rates of the two moments, in [0, 1).",
+        (
+            (_is_pair_of_decay_rates, "two numbers in [0, 1)"),
+            (lambda betas: isinstance(betas[0], Tensor) == isinstance(betas[1], Tensor), "both floats or both tensors"),
+        ),
+        of_group=True,
+    ),
+    "eps": Option(1e-8, "added to the denominator after bias correction.", (_NOT_NEGATIVE,), of_group=True),
+    "weight_decay": Option(1e-2, "decoupled weight decay, applied before the step.", (_NOT_NEGATIVE,), of_group=True),
+    "amsgrad": Option(False, "whether to use the maximum of all second moments so far.", (_SWITCH,), of_group=True),
+    "alpha": Option(
+        0.9,
+        "percentile rank of importance at which the keep probability is one half, in [0, 1]; larger: fewer elements "
+        "are updated.",
+        ((lambda alpha: _is_plain(alpha) and 0.0 <= alpha <= 1.0, "a percentile rank in [0, 1]"),),
+        of_group=True,
+        decides_masks=True,
+    ),
+    "beta": Option(
+        10.0,
+        "how sharply the keep probability rises around alpha; positive.",
+        ((lambda beta: _is_plain(beta) and 0.0 < beta < float("inf"), "a positive, finite number"),),
+        of_group=True,
+        decides_masks=True,
+    ),
+    "pretrained_decay": Option(
+        0.0,
+        "decoupled decay towards the values that the parameters had when their state was made (L2-SP), which are kept "
+        "in the state: theta <- theta - lr * pretrained_decay * w * (theta - theta_0), after the weight decay. 0: no "
+        "state and no cost.",
+        (_NOT_NEGATIVE,),
+        of_group=True,
+    ),
+    "pretrained_decay_by": Option(
+        "uniform",
+        'what w is: "uniform", 1; "rank", one minus the keep probability, so that what is unimportant returns (0 '
+        "before the first ranks, and where nothing is ranked).",
+        (_one_of("uniform", "rank"),),
+        of_group=True,
+    ),
+    "refresh_every": Option(
+        None,
+        "number of steps (optimizer steps, not micro-batches) after which the ranks are computed anew, usually one "
+        "epoch; None: only when refresh() is called.",
+        ((lambda every: every is None or _is_integer(every, 1), "a number of steps, at least 1, or None"),),
+    ),
+    "mask_schedule": Option(
+        "step",
+        '"step" draws the masks anew at every step, "refresh" keeps one draw between two refreshes.',
+        (_one_of("step", "refresh"),),
+    ),
+    "selection": Option(
+        "gradient",
+        'what the masks act on: "gradient", as in the paper; "update", where the moments see the whole gradient and '
+        "the mask says which elements move in this step. Nothing is rescaled then; decays are never masked.",
+        (_one_of("gradient", "update"),),
+    ),
+    "rescale": Option(
+        True,
+        "whether a kept gradient is divided by its keep probability, so that its expectation is the gradient. A "
+        "rescaled gradient saturates at the range of its dtype.",
+    ),
+    "selective": Option(
+        True,
+        "whether elements are ranked and drawn; False: always updated, no importance, not ranked.",
+        (_SWITCH,),
+        of_group=True,
+        decides_masks=True,
+    ),
+    "importance": Option(
+        "gradient",
+        'what is ranked: "gradient", the accumulated squared gradients; for ablations "random" (a fixed random rank) '
+        'or "magnitude" (of the parameter).',
+        (_one_of("gradient", "random", "magnitude"),),
+    ),
+    "importance_every": Option(
+        1,
+        "accumulate only at every k-th step since the last refresh; not more than refresh_every.",
+        (_COUNT,),
+    ),
+    "seed": Option(
+        0,
+        "key of all draws, 0 <= seed < 2**64. The global random state is never read or changed.",
+        ((lambda seed: _is_integer(seed, 0, 2**64), "an integer in [0, 2**64)"),),
+        of_group=True,
+        decides_masks=True,
+    ),
+    "state_dtype": Option(
+        None,
+        "dtype of the moments; None: the parameter's. Arithmetic is in the wider of the two.",
+        (
+            (
+                lambda dtype: dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point),
+                "a floating-point dtype, or None for the parameter's",
+            ),
+        ),
+    ),
+    "backend": Option(
+        "auto",
+        '"auto" takes the fastest that can run for the device of the parameters; "triton", "native" and "reference" '
+        "ask for one. Masks are the same on all. Never saved in a state_dict.",
+    ),
+    "maximize": Option(False, "maximise the objective instead of minimising it.", (_SWITCH,), of_group=True),
+    "capturable": Option(
+        False,
+        "keep the step counts on the device, so that a CUDA graph can hold the step. A replayed graph runs no Python: "
+        "call refresh() yourself and leave importance_every at 1.",
+        (_SWITCH,),
+        of_group=True,
+    ),
+    "process_group": Option(
+        None,
+        "processes that hold different parameters of one model as plain tensors (pipeline stages), in the order of the "
+        "stages: their elements are ranked together, and their parameters numbered one after the other. DTensor "
+        "parameters need none: their mesh says how they are sharded.",
+    ),
+}
+DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
+GROUP_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.of_group)
+OPTIONS_OF_MASKS = (*(name for name, option in OPTIONS.items() if option.decides_masks), *GROUP_COUNTERS)
+
+
+def config_field(name: str, more: str = "") -> Any:
+    """A dataclass field for an option of RoastAdamW, with its default and, as argparse wants it, its help.
+
+    Args:
+        name: of the option.
+        more: added to the help, where the dataclass does something besides.
+    """
+    return field(default=DEFAULTS[name], metadata={"help": f"{OPTIONS[name].help} {more}".strip().replace("%", "%%")})
+
+
+def documented(cls: _Class) -> _Class:
+    """The class with its docstring's line ``{options}`` replaced by what the table says of each option."""
+    assert cls.__doc__ is not None
+    said = [f"{name}: {option.help}" for name, option in OPTIONS.items()]
+    said.append(f"Those of a group: {', '.join(f'``{name}``' for name in GROUP_OPTIONS)}.")
+    filled = [textwrap.fill(text, 120, initial_indent=8 * " ", subsequent_indent=12 * " ") for text in said[:-1]]
+    cls.__doc__ = cls.__doc__.replace("        {options}", "\n".join(filled))
+    cls.__doc__ = cls.__doc__.replace("    {group options}", textwrap.indent(textwrap.fill(said[-1], 116), 4 * " "))
+    return cls
 
 
 @dataclass(frozen=True)
@@ -22,73 +232,57 @@ class RoastOptions:
 
     refresh_every: int | None
     mask_schedule: str
+    selection: str
     rescale: bool
     importance: str
     importance_every: int
     state_dtype: torch.dtype | None
 
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> RoastOptions:
+        """Those among all options.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        return cls(**{each.name: options[each.name] for each in fields(cls)})
+
     def __post_init__(self) -> None:
-        _require(
-            self.refresh_every is None or _is_count(self.refresh_every),
-            "refresh_every", self.refresh_every, "a number of steps, at least 1, or None",
-        )  # fmt: skip
-        _require(
-            self.mask_schedule in _MASK_SCHEDULES, "mask_schedule", self.mask_schedule, f"one of {_MASK_SCHEDULES}"
-        )
-        _require(self.importance in _IMPORTANCES, "importance", self.importance, f"one of {_IMPORTANCES}")
-        _require(_is_count(self.importance_every), "importance_every", self.importance_every, "an integer, at least 1")
-        _require(
-            self.refresh_every is None or self.importance_every <= self.refresh_every,
-            "importance_every", self.importance_every,
-            f"at most refresh_every ({self.refresh_every}), or no refresh would find any importance",
-        )  # fmt: skip
-        _require(
-            self.state_dtype is None or self.state_dtype.is_floating_point,
-            "state_dtype", self.state_dtype, "a floating-point dtype, or None for the parameter's",
-        )  # fmt: skip
+        for each in fields(self):
+            _check(each.name, getattr(self, each.name))
+        if self.refresh_every is not None and self.importance_every > self.refresh_every:
+            raise _out_of_range(
+                "importance_every",
+                self.importance_every,
+                f"at most refresh_every ({self.refresh_every}), or no refresh would find any importance",
+            )
+
+
+def group_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a parameter group among all options, and its counters.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    group = {**{name: options[name] for name in GROUP_OPTIONS}, **GROUP_COUNTERS}
+    check_group(group)
+    return group
 
 
 def check_group(group: dict[str, Any]) -> None:
     """Raise ValueError for a group option out of range, naming it, its value and what would be right."""
-    lr, betas, seed = group["lr"], group["betas"], group["seed"]
-    _require(not isinstance(lr, Tensor) or lr.numel() == 1, "lr", lr, "a float or a tensor of one element")
-    _require(_is_number(lr) and lr >= 0.0, "lr", lr, "a non-negative number")
-    _require(_is_pair_of_decay_rates(betas), "betas", betas, "two numbers in [0, 1)")
-    _require(
-        isinstance(betas[0], Tensor) == isinstance(betas[1], Tensor), "betas", betas, "both floats or both tensors"
-    )
-    for name in ("eps", "weight_decay"):
-        _require(_is_number(group[name]) and group[name] >= 0.0, name, group[name], "a non-negative number")
-    alpha, beta = group["alpha"], group["beta"]
-    _require(_is_plain_number(alpha) and 0.0 <= alpha <= 1.0, "alpha", alpha, "a percentile rank in [0, 1]")
-    _require(_is_plain_number(beta) and 0.0 < beta < float("inf"), "beta", beta, "a positive, finite number")
-    _require(_is_integer(seed) and 0 <= seed < 2**64, "seed", seed, "an integer in [0, 2**64)")
-    for name in ("amsgrad", "maximize", "capturable", "selective"):
-        _require(isinstance(group[name], int) and group[name] in (0, 1), name, group[name], "True or False")
+    for name in GROUP_OPTIONS:
+        _check(name, group[name])
     for name in GROUP_COUNTERS:
-        _require(_is_integer(group[name]) and 0 <= group[name] < 2**32, name, group[name], "an integer in [0, 2**32)")
+        if not _is_integer(group[name], 0, 2**32):
+            raise _out_of_range(name, group[name], "an integer in [0, 2**32)")
 
 
-def _is_number(value: object) -> TypeGuard[float | Tensor]:
-    return value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else isinstance(value, Real)
+def _check(name: str, value: object) -> None:
+    for is_right, right in OPTIONS[name].checks:
+        if not is_right(value):
+            raise _out_of_range(name, value, right)
 
 
-def _is_plain_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, Real)
-
-
-def _is_pair_of_decay_rates(betas: object) -> bool:
-    return isinstance(betas, (tuple, list)) and len(betas) == 2 and all(_is_number(b) and 0.0 <= b < 1.0 for b in betas)
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return _is_integer(value) and value >= 1
-
-
-def _require(condition: bool | Tensor, name: str, value: object, right: str) -> None:
-    if not condition:
-        raise ValueError(f"RoastAdamW: invalid {name}={value!r}; it must be {right}")
+def _out_of_range(name: str, value: object, right: str) -> ValueError:
+    return ValueError(f"RoastAdamW: invalid {name}={value!r}; it must be {right}")

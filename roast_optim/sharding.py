@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from operator import attrgetter
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .kernels.backend import Placement
+from .kernels.step import Position
 
 if dist.is_available():
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    def is_sharded(tensor: Tensor) -> bool:
-        """Whether only a part of ``tensor`` may lie in this process."""
-        return isinstance(tensor, DTensor)
-
     def sharding_of(tensor: Tensor) -> tuple[object, object] | None:
-        """Mesh and placements of a DTensor; None of a plain tensor."""
+        """Mesh and placements of a DTensor, which says how it is spread; None of a plain tensor."""
         return (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
 
     def local(tensor: Tensor) -> Tensor:
@@ -56,7 +51,7 @@ if dist.is_available():
         meshes = dict.fromkeys(param.device_mesh for param in params if isinstance(param, DTensor))
         return [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim)]
 
-    def placement(param: Tensor, parameter_id: int) -> Placement:
+    def position_of(param: Tensor, parameter_id: int) -> Position:
         """Where the local part of ``param`` lies in the whole parameter.
 
         Raises:
@@ -64,7 +59,7 @@ if dist.is_available():
                 first of more than one element and a later one), or the parameter is a partial sum.
         """
         if not isinstance(param, DTensor):
-            return Placement.whole(parameter_id, param.numel())
+            return Position.whole(parameter_id, param.numel())
         if any(spread.is_partial() for spread in param.placements):
             raise ValueError(
                 f"RoastAdamW: parameter {parameter_id} is a partial sum {param.placements}: redistribute it"
@@ -75,7 +70,7 @@ if dist.is_available():
             strides[dim] = strides[dim + 1] * param.shape[dim + 1]
         cut = [dim for dim in range(param.ndim) if shape[dim] != param.shape[dim]]
         if not cut:
-            return Placement.whole(parameter_id, param.numel())
+            return Position.whole(parameter_id, param.numel())
         leading = next((dim for dim in range(param.ndim) if param.shape[dim] != 1), 0)
         if any(dim != leading for dim in cut[:-1]):
             raise ValueError(
@@ -83,15 +78,11 @@ if dist.is_available():
                 "whose parts are not evenly spaced in the whole; shard the first dimension and at most one other"
             )
         first = sum(start * stride for start, stride in zip(offset, strides, strict=True))
-        return Placement(
+        return Position(
             parameter_id, first, max(shape[cut[-1]] * strides[cut[-1]], 1), param.shape[cut[-1]] * strides[cut[-1]]
         )
 
 else:  # a build of torch without distributed
-
-    def is_sharded(tensor: Tensor) -> bool:
-        """False: this build of torch knows one process only."""
-        return False
 
     def sharding_of(tensor: Tensor) -> tuple[object, object] | None:
         """None: this build of torch knows one process only."""
@@ -113,9 +104,9 @@ else:  # a build of torch without distributed
         """No group: this build of torch knows one process only."""
         return []
 
-    def placement(param: Tensor, parameter_id: int) -> Placement:
-        """The placement of a whole parameter."""
-        return Placement.whole(parameter_id, param.numel())
+    def position_of(param: Tensor, parameter_id: int) -> Position:
+        """The position of a whole parameter."""
+        return Position.whole(parameter_id, param.numel())
 
 
 def check_process_group(group: ProcessGroup | None) -> ProcessGroup | None:
@@ -137,10 +128,6 @@ def check_process_group(group: ProcessGroup | None) -> ProcessGroup | None:
             "member: pass the group of its own pipeline, or leave process_group out"
         )
     return group
-
-
-# The local part of a tensor that is known to be sharded: taken once per tensor and step, so it must be quick.
-local_part = attrgetter("_local_tensor")
 
 
 def all_reduced(values: Tensor, groups: Iterable[ProcessGroup]) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .kernels.backend import RANK_CODES
+from .kernels.step import RANK_CODES, Position
 from .masking import keep_mask, keep_probabilities
 from .options import GROUP_COUNTERS
 from .sharding import all_reduced, local, shard_groups
@@ -16,42 +17,47 @@ from .sharding import all_reduced, local, shard_groups
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from .optimizer import RoastAdamW
+Groups = Sequence[dict[str, Any]]
+StateOf = Mapping[Tensor, dict[str, Any]]
 
 
-def selection_stats(optimizer: RoastAdamW) -> dict[str, Any]:
+def selection_stats(
+    param_groups: Groups, state: StateOf, positions: Mapping[Tensor, Position], mask_schedule: str
+) -> dict[str, Any]:
     """See :meth:`.optimizer.RoastAdamW.selection_stats`."""
-    groups = [_group_stats(optimizer, group) for group in optimizer.param_groups]
+    groups = [_group_stats(group, state, positions, mask_schedule) for group in param_groups]
     elements = sum(stats["elements"] for stats in groups)
     whole: dict[str, Any] = {"elements": elements}
     for share in ("expected_share", "realised_share"):
         weighted = sum(stats[share] * stats["elements"] for stats in groups if stats["elements"])
         whole[share] = weighted / elements if elements else 1.0
     for counter in GROUP_COUNTERS:
-        whole[counter] = max(group[counter] for group in optimizer.param_groups)
+        whole[counter] = max(group[counter] for group in param_groups)
     return {**whole, "groups": groups}
 
 
-def _group_stats(optimizer: RoastAdamW, group: dict[str, Any]) -> dict[str, Any]:
+def _group_stats(
+    group: dict[str, Any], state: StateOf, positions: Mapping[Tensor, Position], mask_schedule: str
+) -> dict[str, Any]:
     stats: dict[str, Any] = {counter: group[counter] for counter in GROUP_COUNTERS}
     stats["elements"] = sum(param.numel() for param in group["params"])
-    ranked = [param for param in group["params"] if "rank_code" in optimizer.state.get(param, {})]
+    ranked = [param for param in group["params"] if "rank_code" in state.get(param, {})]
     total = sum(param.numel() for param in ranked)
     if not group["selective"] or group["refreshes"] == 0 or total == 0:
         return {**stats, "expected_share": 1.0, "realised_share": 1.0}
 
-    alpha, beta, per_refresh = group["alpha"], group["beta"], optimizer.options.mask_schedule == "refresh"
+    alpha, beta, per_refresh = group["alpha"], group["beta"], mask_schedule == "refresh"
     sums: dict[tuple[torch.device, tuple[ProcessGroup, ...]], Tensor] = {}  # expected and realised number of elements
     for param in ranked:
-        codes = local(optimizer.state[param]["rank_code"])
+        codes = local(state[param]["rank_code"])
         per_code = torch.bincount(codes.reshape(-1), minlength=RANK_CODES).cpu().double()
         mask = keep_mask(
             codes,
             alpha,
             beta,
             seed=group["seed"],
-            draw_number=group["refreshes"] if per_refresh else int(optimizer.state[param]["step"]),
-            placement=optimizer.placements[param],
+            draw_number=group["refreshes"] if per_refresh else int(state[param]["step"]),
+            position=positions[param],
         )
         kept = torch.stack([per_code @ keep_probabilities(alpha, beta), mask.sum().cpu().double()])
         key = (param.device, shard_groups(param))

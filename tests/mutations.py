@@ -51,16 +51,25 @@ TESTS = {
         "tests/roast_optim/test_optimizer_checkpoint.py",
         "tests/roast_optim/test_optimizer_adamw.py",
     ),
+    "roast_optim/step_options.py": (
+        "tests/roast_optim/test_optimizer_selection.py",
+        "tests/roast_optim/test_optimizer_refresh.py",
+    ),
     "roast_optim/checkpoint.py": ("tests/roast_optim/test_optimizer_checkpoint.py",),
     "roast_optim/adversarial.py": (
         "tests/roast_optim/test_adversarial.py",
         "tests/roast_optim/test_adversarial_calls.py",
+        "tests/roast_optim/test_adversarial_models.py",
     ),
+    "roast_optim/model_output.py": ("tests/roast_optim/test_adversarial.py",),
+    "roast_optim/forward_passes.py": ("tests/roast_optim/test_adversarial_traces.py",),
+    "roast_optim/token_mask.py": ("tests/roast_optim/test_token_mask.py",),
     "roast_optim/perturbation.py": ("tests/roast_optim/test_perturbation.py", "tests/roast_optim/test_adversarial.py"),
     "roast_optim/losses.py": ("tests/roast_optim/test_losses.py",),
     "roast_optim/task_gradient.py": ("tests/roast_optim/test_adversarial.py",),
 }
 REFERENCE, OPTIMIZER = "kernels/reference.py", "roast_optim/optimizer.py"
+STEP_OPTIONS = "roast_optim/step_options.py"
 MASKING, IMPORTANCE = "roast_optim/masking.py", "roast_optim/importance.py"
 ADVERSARIAL, PERTURBATION, LOSSES = "roast_optim/adversarial.py", "roast_optim/perturbation.py", "roast_optim/losses.py"
 
@@ -71,24 +80,24 @@ FAULTS = (
     Fault("no bias correction of the second moment", REFERENCE, "/ bias_correction2**0.5)", ")"),
     Fault("betas swapped in the second moment", REFERENCE, "value=1 - beta2)", "value=1 - beta1)"),
     Fault("amsgrad ignores the maximum", REFERENCE, "exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq", "exp_avg_sq"),
-    Fault("maximize forgotten", REFERENCE, "-grad if maximize else grad", "grad"),
+    Fault("maximize forgotten", REFERENCE, "-grad if options.maximize else grad", "grad"),
     Fault("mask inverted", REFERENCE, "masked_fill_(~kept(", "masked_fill_(kept("),
     Fault("no rescaling", REFERENCE, "scaled = wide * _look_up(selection.rescaling, rank_code).to(working)", "scaled = wide * 1"),
     Fault("division by p twice", REFERENCE, "_look_up(selection.rescaling, rank_code).to(working)", "_look_up(selection.rescaling, rank_code).to(working) ** 2"),
-    Fault("mask after the moments", REFERENCE, "                grad = selected_gradient(grad, chunk[-1], words, selection)\n", "                chunk[2].mul_(kept(chunk[-1], words, selection.thresholds))\n"),
+    Fault("mask after the moments", REFERENCE, "            grad = selected_gradient(grad, chunk[\"rank_code\"], words, selection)\n", "            chunk[\"exp_avg\"].mul_(kept(chunk[\"rank_code\"], words, selection.thresholds))\n"),
     Fault("a threshold is kept too", REFERENCE, "words.view(rank_code.shape) < _look_up", "words.view(rank_code.shape) <= _look_up"),
     Fault("six rounds of the generator", REFERENCE, "rounds: int = 7", "rounds: int = 6"),
     Fault("key halves swapped", REFERENCE, "key = (seed & _MASK, seed >> 32)", "key = (seed >> 32, seed & _MASK)"),
-    Fault("counter without the parameter", REFERENCE, "0, placement.parameter_id, draw_number)", "0, 0, draw_number)"),
+    Fault("counter without the parameter", REFERENCE, "0, position.parameter_id, draw_number)", "0, 0, draw_number)"),
     Fault("counter off by one", REFERENCE, "begin // 4, (begin + count + 3) // 4, device", "begin // 4 + 1, (begin + count + 3) // 4 + 1, device"),
     Fault("words of a block in another order", REFERENCE, "words.view(-1)[begin % 4 : begin % 4 + count]", "words.flip(1).reshape(-1)[begin % 4 : begin % 4 + count]"),
-    Fault("chunks draw alike", REFERENCE, "                    start,\n", "                    0,\n"),
+    Fault("chunks draw alike", REFERENCE, "row.position, start, grad.numel()", "row.position, 0, grad.numel()"),
     Fault("importance of absolute gradients", REFERENCE, "torch.where(g.isfinite(), g * g, 0.0)", "torch.where(g.isfinite(), g.abs(), 0.0)"),
     Fault("non-finite gradients enter importance", REFERENCE, "torch.where(g.isfinite(), g * g, 0.0)", "g * g"),
     Fault("importance with one rounding", REFERENCE, "score.add_(torch.where(g.isfinite(), g * g, 0.0)).clamp_", "score.copy_(torch.where(g.isfinite(), score.double() + g.double() * g.double(), score.double())).clamp_"),
     Fault("importance not reset", REFERENCE, "            score.zero_()\n", ""),
     Fault("bins one bit wider", REFERENCE, "view(-1) >> 15", "view(-1) >> 16"),
-    Fault("step counted after the draw", REFERENCE, "        state_steps[i] += 1\n        step: float | Tensor = state_steps[i] if capturable else state_steps[i].item()\n", "        step: float | Tensor = state_steps[i] + 1 if capturable else state_steps[i].item()\n        state_steps[i] += 1\n"),
+    Fault("step counted after the draw", REFERENCE, "    row.step += 1\n    step: float | Tensor = row.step if options.capturable else row.step.item()\n", "    step: float | Tensor = row.step + 1 if options.capturable else row.step.item()\n    row.step += 1\n"),
     Fault("beta not doubled", MASKING, "Decimal(2 * beta)", "Decimal(beta)"),
     Fault("rank and alpha swapped", MASKING, "context.subtract(rank, Decimal(alpha))", "context.subtract(Decimal(alpha), rank)"),
     Fault("rank at the edge of its code", MASKING, "Decimal(2 * code + 1)", "Decimal(2 * code)"),
@@ -98,18 +107,24 @@ FAULTS = (
     Fault("ranks reversed", IMPORTANCE, "below = histogram.cumsum(0).sub_(histogram)", "below = histogram.sum() - histogram.cumsum(0)"),
     Fault("nothing accumulated resets the ranks", IMPORTANCE, "        return False\n    table", "        pass\n    table"),
     Fault("random scores drawn by a step's number", IMPORTANCE, "draw_number=0, device", "draw_number=1, device"),
-    Fault("refresh one step late", OPTIMIZER, '_steps_since_refresh() >= every', '_steps_since_refresh() > every'),
+    Fault("refresh one step late", OPTIMIZER, 'self.steps_since_refresh >= every', 'self.steps_since_refresh > every'),
     Fault("steps since the refresh go on", OPTIMIZER, '            group["steps_since_refresh"] = 0\n', ""),
-    Fault("masks before the first refresh", OPTIMIZER, 'if not group["selective"] or group["refreshes"] == 0:', 'if not group["selective"]:'),
-    Fault("mask per refresh drawn at every step", OPTIMIZER, 'if self.options.mask_schedule == "refresh" else None', 'if self.options.mask_schedule == "never" else None'),
-    Fault("importance at every step", OPTIMIZER, "% self.options.importance_every == 0", "% 1 == 0"),
-    Fault("measuring also steps", OPTIMIZER, "accumulate_importance_(tensors.importances, tensors.grads)\n            return\n", "accumulate_importance_(tensors.importances, tensors.grads)\n"),
-    Fault("every group draws with the first seed", OPTIMIZER, 'return Selection(group["seed"],', 'return Selection(self.param_groups[0]["seed"],'),
+    Fault("masks before the first refresh", STEP_OPTIONS, 'if not group["selective"] or group["refreshes"] == 0:', 'if not group["selective"]:'),
+    Fault("mask per refresh drawn at every step", STEP_OPTIONS, 'if options.mask_schedule == "refresh" else None', 'if options.mask_schedule == "never" else None'),
+    Fault("importance at every step", STEP_OPTIONS, "% options.importance_every == 0", "% 1 == 0"),
+    Fault("measuring also steps", OPTIMIZER, "            self._accumulate(planned)\n        elif not", "            self._accumulate(planned)\n        if not"),
+    Fault("every group draws with the same seed", STEP_OPTIONS, 'return Selection(group["seed"],', 'return Selection(0,'),
     Fault("loaded state keeps the parameter's dtype", "roast_optim/checkpoint.py", '            state[key] = (value.contiguous() if shared else value).to(device=param.device)\n', "            pass\n"),
     Fault("shapes not checked", "roast_optim/checkpoint.py", "if value.shape != param.shape:", "if False:"),
-    Fault("clean loss forgotten", ADVERSARIAL, "self.clean_weight * clean.loss", "0 * clean.loss"),
-    Fault("adversarial loss counted as clean", ADVERSARIAL, "self.adversarial_weight * adversarial.loss", "self.adversarial_weight * clean.loss"),
-    Fault("consistency of the clean output with itself", ADVERSARIAL, "            clean.logits,\n            adversarial.logits,\n", "            clean.logits,\n            clean.logits,\n"),
+    Fault("clean loss forgotten", ADVERSARIAL, "self.clean_weight * clean.result.loss", "0 * clean.result.loss"),
+    Fault("adversarial loss counted as clean", ADVERSARIAL, "self.adversarial_weight * adversarial.loss", "self.adversarial_weight * clean.result.loss"),
+    Fault("consistency of the clean output with itself", "roast_optim/model_output.py", "yield first, second", "yield first, first"),
+    Fault("only one prediction is compared", ADVERSARIAL, "return reduce(add, parts) if", "return parts[0] if"),
+    Fault("passes share their inputs", "roast_optim/forward_passes.py", "own = (call or self.call).for_one_pass()", "own = call or self.call"),
+    Fault("buffers are those of the second pass", "roast_optim/forward_passes.py", "            self._buffers.end_as(self._ended)\n", "            pass\n"),
+    Fault("the second pass begins with the first one's buffers", "roast_optim/forward_passes.py", "            self._buffers.go_back_to(self._begun)\n", "            pass\n"),
+    Fault("padding inside is taken for tokens", "roast_optim/token_mask.py", "F.pad(mask, (0, added), value=0)", "F.pad(mask, (0, added), value=1)"),
+    Fault("a relative step of absolute length", PERTURBATION, "(direction * lengths)", "(direction * lengths.mean())"),
     Fault("adversary in evaluation mode", ADVERSARIAL, "if not (unwrapped(self.model).training and torch.is_grad_enabled()):", "if not torch.is_grad_enabled():"),
     Fault("descent of the adversary", PERTURBATION, "return step_size * direction,", "return -step_size * direction,"),
     Fault("one length for all tokens", PERTURBATION, "peak = gradient.abs().amax(-1, keepdim=True)", "peak = gradient.abs().amax().expand(*gradient.shape[:-1], 1)"),
@@ -123,14 +138,13 @@ FAULTS = (
 
 
 def make_copy(folder: Path) -> None:
-    """The source tree with the built library, laid out as in an editable install."""
+    """The source tree with the built library."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         else:
             shutil.copy(source, folder / name)
-    (folder / "roast_optim" / "kernels").symlink_to(folder / "kernels")
 
 
 def tests_pass(file: str, folder: Path) -> bool:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from roast_optim.kernels.step import Selection, StepOptions, accesses, names_in_step
 from roast_optim.kernels.triton import histogram, importance, perturbation, rank_codes, roast_adamw_kernel, symmetric_kl
 from roast_optim.kernels.triton.launch import BLOCKS_PER_PROGRAM, ELEMENTS_PER_THREAD, OPTIONS, WARPS, row_options
+from roast_optim.kernels.triton.roast_adamw import dtype_constants, step_constants
 
 from .disassembly import Listing, amd_listing, nvidia_listing, wide_accesses
 
@@ -27,7 +29,8 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
-# The argument types of all kernels, by name. ":16" marks integers that are multiples of 16, as pointers are.
+# The argument types of all kernels, by name; all others are float32 numbers. ":16" marks integers that are multiples of
+# 16, as pointers are.
 _STRIDES = [
     f"{of}{which}_stride" for of in ("", "embedding_", "gradient_", "perturbed_") for which in ("sample", "token")
 ]
@@ -35,26 +38,11 @@ _TYPES = {
     **dict.fromkeys(("rows", "selection_table", "counts", "not_finite"), "*i64"),
     "tensor_of_program": "*i32",
     **dict.fromkeys(("key0", "key1", "draw_number", "length", "parts"), "i32"),
-    **dict.fromkeys(("lr", "weight_decay", "eps", "beta1", "one_minus_beta1", "log_beta1"), "fp32"),
-    **dict.fromkeys(("beta2", "one_minus_beta2", "log_beta2", "step_size"), "fp32"),
     **dict.fromkeys(("codes", "tokens", "counted"), "*u8"),
     **dict.fromkeys(("embedding", "gradient", "perturbed", "peaks"), "*fp32"),
     **dict.fromkeys(("logits_p", "logits_q", "divergences", "statistics", "upstream", "grad_p", "grad_q"), "*fp32"),
     **dict.fromkeys((*_STRIDES, "hidden", "p_stride", "q_stride", "classes"), "i32:16"),
 }
-_STEP: dict[str, Any] = {
-    "COLUMNS": 14,
-    **dict.fromkeys(("PARAM_TYPE", "GRAD_TYPE", "STATE_TYPE"), tl.float32),
-    "LARGEST": torch.finfo(torch.float32).max,
-    **dict.fromkeys(("ALIGNED", "RUN", "ACCUMULATE", "SELECT", "DRAW_BY_STEP"), True),
-    **dict.fromkeys(("AMSGRAD", "MAXIMIZE", "STEP_ON_DEVICE", "LR_ON_DEVICE"), False),
-}
-_BFLOAT16: dict[str, Any] = {
-    "PARAM_TYPE": tl.bfloat16,
-    "GRAD_TYPE": tl.bfloat16,
-    "LARGEST": torch.finfo(torch.bfloat16).max,
-}
-_UNSELECTED: dict[str, Any] = {"SELECT": False, "DRAW_BY_STEP": False, "selection_table": None}
 
 
 @dataclass(frozen=True)
@@ -106,7 +94,7 @@ class Kernel:
         block = ELEMENTS_PER_THREAD * lanes * WARPS
         known = {"BLOCK": block, "CHUNK": block * BLOCKS_PER_PROGRAM, **self.constants}
         names = self.function.arg_names
-        types = {name: {**_TYPES, **self.types}[name] for name in names if name not in known}
+        types = {name: {**_TYPES, **self.types}.get(name, "fp32") for name in names if name not in known}
         return ASTSource(
             fn=self.function,
             signature={name: types[name].split(":")[0] if name in types else "constexpr" for name in names},
@@ -119,28 +107,58 @@ class Kernel:
         )
 
 
+_TABLE = torch.zeros(256)
+_SELECTION = Selection(0, _TABLE, _TABLE, None)
+_OPTIONS = StepOptions(
+    lr=0.0, beta1=0.0, beta2=0.0, eps=0.0, weight_decay=0.0, maximize=False, capturable=False, accumulate=True,
+    selection=_SELECTION,
+)  # fmt: skip
+
+
 def _step(
-    name: str, bytes_per_element: float, vectors: int, types: Mapping[str, str] | None = None, **changes: Any
+    name: str,
+    *,
+    param: torch.dtype = torch.float32,
+    moments: torch.dtype = torch.float32,
+    group: Mapping[str, Any] | None = None,
+    types: Mapping[str, str] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Kernel:
-    constants = {**_STEP, **changes}
-    return Kernel(name, roast_adamw_kernel.roast_adamw_kernel, bytes_per_element, vectors, constants, types or {})
+    """A step of a selective group, whose memory traffic follows from the tensors that it uses."""
+    chosen = replace(_OPTIONS, **options)
+    used = names_in_step({"selective": True, **(group or {})}, chosen)
+    compiled = {
+        "COLUMNS": 2 + len(roast_adamw_kernel.COLUMNS),
+        **dtype_constants(param, param, moments),
+        **step_constants(chosen, used),
+        **({"selection_table": None} if chosen.selection is None else {}),
+        "ALIGNED": True,
+        "RUN": True,
+        "LR_ON_DEVICE": False,
+        **(constants or {}),
+    }
+    moved = accesses(used, param, moments)
+    vectors = moved.count(4) if compiled["ALIGNED"] else 0  # four elements of four bytes make 128 bits
+    return Kernel(name, roast_adamw_kernel.roast_adamw_kernel, sum(moved), vectors, compiled, types or {})
 
 
 def _pass(name: str, function: Any, bytes_per_element: float, vectors: int, columns: int, **constants: Any) -> Kernel:
     return Kernel(name, function, bytes_per_element, vectors, {"COLUMNS": columns, "ALIGNED": True, **constants})
 
 
-STEP = _step("step, float32", 37, 9)
+STEP = _step("step, float32")
 KERNELS = (
     STEP,
-    _step("step, float32, in a CUDA graph", 37, 9, {"lr": "*fp32"}, STEP_ON_DEVICE=True, LR_ON_DEVICE=True),
-    _step("step, float32, before the first refresh", 36, 9, **_UNSELECTED),
-    _step("step, float32, without accumulation", 29, 7, ACCUMULATE=False),
-    _step("step, float32, amsgrad", 45, 11, AMSGRAD=True),
-    _step("step, float32, unaligned addresses", 37, 0, ALIGNED=False),
-    _step("step, float32, shard of an inner dimension", 37, 9, RUN=False),
-    _step("step, bfloat16, moments float32", 31, 6, **_BFLOAT16),
-    _step("step, bfloat16", 23, 2, **_BFLOAT16, STATE_TYPE=tl.bfloat16),
+    _step("step, float32, in a CUDA graph", capturable=True, types={"lr": "*fp32"}, constants={"LR_ON_DEVICE": True}),
+    _step("step, float32, before the first refresh", selection=None),
+    _step("step, float32, without accumulation", accumulate=False),
+    _step("step, float32, amsgrad", group={"amsgrad": True}),
+    _step("step, float32, pretrained decay", group={"pretrained_decay": 0.1}, pretrained_decay=0.1),
+    _step("step, float32, unaligned addresses", constants={"ALIGNED": False}),
+    _step("step, float32, shard of an inner dimension", constants={"RUN": False}),
+    _step("step, bfloat16, moments float32", param=torch.bfloat16),
+    _step("step, bfloat16", param=torch.bfloat16, moments=torch.bfloat16),
     _pass("accumulate importance", importance._accumulate_kernel, 12, 3, 4, GRAD=tl.float32),
     _pass("histogram", histogram._histogram_kernel, 4, 1, 3),
     _pass("rank codes", rank_codes._rank_codes_kernel, 9, 2, 4),

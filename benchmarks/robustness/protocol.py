@@ -1,4 +1,4 @@
-"""`python -m benchmarks.robustness.protocol REGIME trials|final`: the runs of PROTOCOL.md, one after the other.
+"""`python -m benchmarks.robustness.protocol REGIME STAGE`: the runs of PROTOCOL.md, one after the other.
 
 Settings are chosen by successive halving on validation data; the chosen ones run with many seeds. What is due follows
 from what is recorded, so that any number of workers can start, stop and go on: each takes a run that no other holds.
@@ -57,7 +57,6 @@ class Protocol:
     def __init__(self, regime: Regime, data: Sequence[str], output: Path) -> None:
         self.regime = regime
         self.store = RunStore(output / RUNS)
-        self.data = tuple(data)
         task = TASKS[regime.task]
         suite = load_suite(data, task, regime.train_set)
         sampled = suite.sampled(regime.train_rows, regime.rows)
@@ -71,14 +70,8 @@ class Protocol:
 
     def run(self, purpose: str, trial: Trial, seed: int) -> Due:
         """The run of a method with its settings and a seed."""
-        regime, suite = self.regime, self.suites[purpose]
-        settings = Settings(
-            task=regime.task, methods=(trial.method,), model=regime.model, data=self.data, train_set=regime.train_set,
-            purpose=purpose, first_seed=seed, epochs=regime.epochs, train_rows=regime.train_rows, eval_rows=regime.rows,
-            attack_rows=regime.attack_rows if purpose == "final" else 0,
-            evaluation_precision=regime.precision,
-            changes=(f'precision="{regime.precision}"', *trial.changes()), output=self.store.path.parent,
-        )  # fmt: skip
+        suite = self.suites[purpose]
+        settings = settings_for(self.regime, purpose, trial, seed)
         ((identity, method),) = planned(settings, suite, method_settings(settings))
         identity |= {"protocol": PROTOCOL, "content": {"data": suite.digest, "weights": self.weights}}
         return Due(identity, settings, method, suite)
@@ -101,6 +94,8 @@ class Protocol:
         """Settings and seeds of the rounds up to the first one that is not complete."""
         alive = list(settings)
         for round_, (seed, count) in enumerate(zip(TRIAL_SEEDS, SURVIVORS, strict=True)):
+            if round_ and not self.reference():
+                return
             alive = alive[:count] if round_ == 0 else self.best(alive, TRIAL_SEEDS[:round_])[:count]
             yield from ((trial, seed) for trial in alive)
             if any(self.recorded("tuning", trial, seed) is None for trial in alive):
@@ -122,20 +117,37 @@ class Protocol:
                 found.append((accuracy >= highest - LEARNED, sum(scores) / len(scores), -place))
         return [settings[-place] for _, _, place in sorted(found, reverse=True)]
 
+    def reference(self) -> dict[str, float | None]:
+        """The mean scores of all settings of plain fine-tuning with the first seed; empty until all are recorded.
+
+        It weighs the columns by what plain fine-tuning leaves to gain in each.
+        """
+        rows = [self.recorded("tuning", trial, TRIAL_SEEDS[0]) for trial in self.regime.trials["plain"]]
+        if None in rows:
+            return {}
+        done = [row for row in rows if row is not None and "failed" not in row]
+        return {each.key: mean_of(done, each.key) for each in PERSPECTIVES}
+
     def score(self, row: Row) -> float:
-        """Mean over the columns that there are of the relative improvement over the regime's fixed reference."""
-        reference = self.regime.reference
-        gains = [
-            (row[each.key] - reference[each.key]) / (each.best - reference[each.key])
-            for each in PERSPECTIVES
-            if row[each.key] is not None
+        """Mean over the columns that there are of the relative improvement over :meth:`reference`."""
+        gains = self.gains(row)
+        return sum(gains) / len(gains) if gains else 0.0
+
+    def gains(self, row: Row) -> list[float]:
+        reference = self.reference()
+        found = [(each, row[each.key], reference.get(each.key)) for each in PERSPECTIVES]
+        return [
+            (value - plain) / (each.best - plain)
+            for each, value, plain in found
+            if value is not None and plain is not None and plain != each.best
         ]
-        return float(sum(gains) / len(gains))
 
     def chosen(self, method: str) -> Trial | None:
         """The setting that the trials of a method chose; None as long as they are not done."""
         settings = self.regime.trials[method]
-        if any(self.recorded("tuning", trial, seed) is None for trial, seed in self.open_trials(settings)):
+        if not self.reference() or any(
+            self.recorded("tuning", trial, seed) is None for trial, seed in self.open_trials(settings)
+        ):
             return None
         finalists = self.best(self.best(settings, TRIAL_SEEDS[:1])[: SURVIVORS[1]], TRIAL_SEEDS[:2])[: SURVIVORS[2]]
         ranked = self.best(finalists, TRIAL_SEEDS)
@@ -143,13 +155,38 @@ class Protocol:
 
     # ------------------------------------------------------------------------------------------------------------ final
 
+    def setting(self, name: str) -> Trial | None:
+        """What runs under a name: the setting that a method's trials chose, or another; None before it is known.
+
+        Raises:
+            UserError: there is none.
+        """
+        if name in self.regime.trials:
+            return self.chosen(name)
+        if name not in self.regime.others:
+            known = ", ".join((*self.regime.trials, *self.regime.others))
+            raise UserError(f"{name!r} is no method of this regime; known: {known}")
+        other = self.regime.others[name]
+        if isinstance(other, Trial):
+            return other
+        chosen = self.chosen(other.of)
+        return None if chosen is None else other.trial(chosen)
+
+    def final_runs(self, name: str, seeds: int) -> dict[int, Row]:
+        """Seed -> run, of those that are recorded and have scores."""
+        trial = self.setting(name)
+        if trial is None:
+            return {}
+        rows = {seed: self.recorded("final", trial, seed) for seed in range(seeds)}
+        return {seed: row for seed, row in rows.items() if row is not None and "failed" not in row}
+
     def final_due(self, methods: Sequence[str], seeds: int) -> list[Due]:
         """Final runs that nobody has recorded; all methods of one seed before the next.
 
         Raises:
             UserError: a method's trials are not done.
         """
-        chosen = {method: self.regime.fixed.get(method) or self.chosen(method) for method in methods}
+        chosen = {name: self.setting(name) for name in methods}
         if missing := [method for method, trial in chosen.items() if trial is None]:
             raise UserError(f"the trials of {', '.join(missing)} are not done in {self.store.path}")
         return [
@@ -160,9 +197,20 @@ class Protocol:
         ]
 
 
+def settings_for(regime: Regime, purpose: str, trial: Trial, seed: int) -> Settings:
+    """A run as the study's command would be told to do it; where the data and the output are is not in it."""
+    return Settings(
+        task=regime.task, methods=(trial.method,), model=regime.model, train_set=regime.train_set, purpose=purpose,
+        first_seed=seed, epochs=trial.epochs or regime.epochs, train_rows=regime.train_rows, eval_rows=regime.rows,
+        attack_rows=regime.attack_rows if purpose == "final" else 0, evaluation_precision=regime.precision,
+        changes=(f'precision="{regime.precision}"', *trial.changes()),
+    )  # fmt: skip
+
+
 def mean_of(rows: Sequence[Row | None], key: str) -> float | None:
     values = [row[key] for row in rows if row is not None and "failed" not in row]
-    return sum(values) / len(values) if len(values) == len(rows) else None
+    complete = len(values) == len(rows) > 0 and None not in values
+    return sum(values) / len(values) if complete else None
 
 
 @contextmanager
@@ -223,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness.protocol", description=__doc__)
     add = parser.add_argument
     add("regime", choices=REGIMES)
-    add("stage", choices=("trials", "final"))
+    add("stage", choices=("trials", "status", "final", "look"), help="status tells of the trials, look of final runs")
     add_data(parser)
     add("--methods", nargs="+", metavar="METHOD", help="of the final runs; all that the regime tries if not given")
     add("--seeds", type=positive, default=SEEDS[0], metavar="N", help="of the final runs; a look's number")
@@ -232,7 +280,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        work(Protocol(REGIMES[options.regime], options.data, options.output), options, console)
+        protocol = Protocol(REGIMES[options.regime], options.data, options.output)
+        if options.stage == "status":
+            from .trials_table import trials_table
+
+            console.print(trials_table(protocol), markup=False, highlight=False, soft_wrap=True)
+        elif options.stage == "look":
+            from .look import look
+
+            console.print(f"Written to {look(protocol, options.methods, options.seeds)}")
+        else:
+            work(protocol, options, console)
     except UserError as error:
         return tell(error)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from roast_optim.evaluation.scores import PERSPECTIVES
 from .markdown import mean_seconds
 from .runs import Row
 from .sources.files import OWN_DATA
-from .summary import LEVEL, Interval, improvement_interval
+from .summary import ERROR_RATE, Interval, improvement_interval
 
 Runs = Mapping[int, Row]  # of one method, by seed
 PLAIN = "plain"
@@ -31,26 +31,26 @@ def recommendation(rows: Sequence[Row]) -> str:
     if not plain or not others:
         missing = "other methods" if plain else "plain fine-tuning"
         return f"There is no recommendation without {missing} to compare with: add to --methods."
-    level = 1 - (1 - LEVEL) / len(others)
-    gains = {name: improvement_interval(mine, plain, level=level) for name, mine in others.items()}
+    error_rate = ERROR_RATE / len(others)
+    gains = {name: improvement_interval(mine, plain, error_rate=error_rate) for name, mine in others.items()}
     judged = {name: gain for name, gain in gains.items() if gain is not None and gain.low is not None}
     if not judged:
         return unjudged(gains)
     better = [name for name, gain in judged.items() if is_above_zero(gain)]
-    sentences = advice(better, judged, runs, level, where)
+    sentences = advice(better, judged, runs, error_rate, where)
     worse = [name for name, gain in judged.items() if gain.high is not None and gain.high < 0]
     if worse:
         sentences.append(f"Shown to be worse than plain fine-tuning: {listed(worse, judged)}.")
-    seeds = sorted({len(mine) for mine in runs.values()})
+    counts = " or ".join(map(str, sorted({len(mine) for mine in runs.values()})))
     sentences.append(
-        f"Intervals of {100 * level:.4g}%, over {' or '.join(map(str, seeds))} seeds on the same rows: of how much of "
-        "plain fine-tuning's distance to the best value is closed, averaged over the columns."
+        f"Intervals of {100 * (1 - error_rate):.4g}%, over {counts} seeds on the same rows: of how much of plain "
+        "fine-tuning's distance to the best value is closed, averaged over the columns."
     )
     return " ".join(sentences)
 
 
 def advice(
-    better: Sequence[str], gains: Mapping[str, Interval], runs: Mapping[str, Runs], level: float, where: str
+    better: Sequence[str], gains: Mapping[str, Interval], runs: Mapping[str, Runs], error_rate: float, where: str
 ) -> list[str]:
     """Which method to take, given those that are shown to beat plain fine-tuning."""
     if not better:
@@ -59,7 +59,7 @@ def advice(
             f"No method is shown to beat plain fine-tuning {where}: stay with it.",
             f"The largest gain is that of {listed([nearest], gains)}.",
         ]
-    unbeaten = [name for name in better if not any(beats(other, name, runs, level) for other in better)]
+    unbeaten = [name for name in better if not any(beats(other, name, runs, error_rate) for other in better)]
     chosen = min(unbeaten or better, key=lambda name: mean_seconds(runs[name]))
     sentences = [
         f"Fine-tune with {chosen}: it is shown to beat plain fine-tuning {where}, by {as_text(gains[chosen])}, for "
@@ -69,7 +69,7 @@ def advice(
         shown = "; ".join(f"{listed([name], gains)} for {cost(name, runs)} times the seconds" for name in rivals)
         sentences.append(f"So are others, of which none is shown to beat {chosen} as well or costs less: {shown}.")
     for each in PERSPECTIVES:
-        gain = improvement_interval(runs[chosen], runs[PLAIN], (each,), level)
+        gain = improvement_interval(runs[chosen], runs[PLAIN], (each,), error_rate)
         if gain is not None and gain.high is not None and gain.high < 0:
             sentences.append(f"In one column it is shown to be worse, {each.title}: {as_text(gain)}.")
     return sentences
@@ -85,9 +85,9 @@ def unjudged(gains: Mapping[str, Interval | None]) -> str:
     return "No method has a seed in common with plain fine-tuning, or plain fine-tuning leaves nothing to improve."
 
 
-def beats(name: str, other: str, runs: Mapping[str, Runs], level: float) -> bool:
+def beats(name: str, other: str, runs: Mapping[str, Runs], error_rate: float) -> bool:
     """Whether a method is shown to beat another."""
-    gain = improvement_interval(runs[name], runs[other], level=level) if name != other else None
+    gain = improvement_interval(runs[name], runs[other], error_rate=error_rate) if name != other else None
     return gain is not None and is_above_zero(gain)
 
 

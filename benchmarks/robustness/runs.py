@@ -53,7 +53,6 @@ class RunStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[Row] = []
         try:  # now: what cannot be written should not be noticed after hours of training
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -67,14 +66,15 @@ class RunStore:
     def reread(self) -> None:
         """Learn of the runs that other processes have added."""
         self.rows = read_runs(self.path)
+        self.by_identity: dict[str, list[Row]] = {}
+        for row in self.rows:
+            self.by_identity.setdefault(identity_of(row), []).append(row)
 
     def find(self, identity: Row) -> Row | None:
         """The recorded run with these values of IDENTITY; a record from before content was recorded fits any."""
-        wanted, content = identity_of(identity), identity.get("content")
-        for row in self.rows:
-            if identity_of(row) == wanted and row.get("content", content) == content:
-                return row
-        return None
+        content = identity.get("content")
+        alike = self.by_identity.get(identity_of(identity), [])
+        return next((row for row in alike if row.get("content", content) == content), None)
 
     def append(self, row: Row) -> None:
         """Add a run to the file; it has reached the disk on return.
@@ -96,6 +96,7 @@ class RunStore:
         finally:
             os.close(descriptor)
         self.rows.append(row)
+        self.by_identity.setdefault(identity_of(row), []).append(row)
 
 
 def write_whole(descriptor: int, line: bytes, path: Path) -> None:
@@ -116,8 +117,12 @@ def write_whole(descriptor: int, line: bytes, path: Path) -> None:
 
 
 def identity_of(row: Row) -> str:
-    """Two runs with the same identity and the same content are the same run."""
-    return canonical({"protocol": row.get("protocol", 1), **{key: row[key] for key in IDENTITY}})
+    """Two runs with the same identity and the same content are the same run.
+
+    A model is known by its name alone: it may come from the hub at one time and from a folder at another.
+    """
+    named = {key: row[key] for key in IDENTITY}
+    return canonical({"protocol": row.get("protocol", 1), **named, "model": Path(row["model"]).name})
 
 
 def succeeded(rows: Iterable[Row]) -> list[Row]:

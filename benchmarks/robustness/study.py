@@ -22,7 +22,7 @@ from .evaluation import score_predictions
 from .models import load_classifier, weights_digest
 from .predictions import Predictions, predict_suite, save_predictions
 from .runs import Row, RunStore, canonical, identity_of, succeeded
-from .settings import MethodSettings, Settings, method_settings
+from .settings import MethodSettings, Settings, known_task, method_settings
 from .sources import load_suite
 from .sources.files import load_files
 from .training import in_precision, train
@@ -103,15 +103,22 @@ def digest_of(identity: Row) -> str:
 
 def planned(settings: Settings, suite: Suite, methods: list[MethodSettings]) -> Iterator[tuple[Row, MethodSettings]]:
     """The identity of every run and the method it is of; all methods of one seed before the next seed."""
+    yield from planned_on(settings, suite.source, len(suite.train), methods)
+
+
+def planned_on(
+    settings: Settings, source: str, train_rows: int, methods: list[MethodSettings]
+) -> Iterator[tuple[Row, MethodSettings]]:
+    """The same without the data at hand: its name, and how many rows are trained on, are enough."""
     for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
         for method in methods:
             recipe = asdict(method.recipe)
             epochs = recipe.pop("epochs")
             options = {
-                **method.create(suite.task).options(),
+                **method.create(known_task(settings)).options(),
                 **recipe,
                 "betas": list(recipe["betas"]),  # as it comes back from JSON
-                "data": suite.source,
+                "data": source,
                 "train_set": settings.train_set,
                 "eval_rows": settings.eval_rows,
                 "attack_rows": settings.attack_rows,
@@ -127,7 +134,7 @@ def planned(settings: Settings, suite: Suite, methods: list[MethodSettings]) -> 
                     "model": settings.model,
                     "seed": seed,
                     "options": options,
-                    "train_rows": len(suite.train),
+                    "train_rows": train_rows,
                     "epochs": epochs,
                 },
                 method,

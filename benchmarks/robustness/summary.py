@@ -15,7 +15,7 @@ from roast_optim.evaluation.scores import PERSPECTIVES, Perspective, mean
 
 from .runs import Row
 
-LEVEL = 0.95  # of an interval
+ERROR_RATE = 0.05
 RESAMPLES = 3125  # as many as there are of five seeds: up to there it is all of them, beyond they are drawn
 
 
@@ -63,7 +63,7 @@ def summarize_method(method: str, runs: Sequence[Row], plain: dict[str, float | 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its confidence interval over seeds, of 95% if not told; `low` and `high` are None with a single seed.
+    """A value and its confidence interval over seeds, of 95% if nothing else is said; None with a single seed.
 
     It is about other seeds on the same rows: that other rows might have been sampled is not in it.
     """
@@ -74,7 +74,7 @@ class Interval:
 
 
 def bootstrap(
-    statistic: Callable[[Sequence[int]], float | None], seeds: Sequence[int], level: float = LEVEL
+    statistic: Callable[[Sequence[int]], float | None], seeds: Sequence[int], error_rate: float = ERROR_RATE
 ) -> Interval | None:
     """The statistic of all seeds, and how far it is to be trusted by its spread over seeds drawn with replacement.
 
@@ -82,6 +82,9 @@ def bootstrap(
     seeds would be far too narrow (of three they hold the truth three times of four). So the interval is the standard
     error times the quantile of Student's t, the spread being corrected for the number of seeds: of a mean it is the
     usual t interval. None if the statistic has no value.
+
+    Args:
+        error_rate: how often the interval may miss the truth; two-sided.
     """
     value = statistic(seeds)
     if value is None:
@@ -90,7 +93,7 @@ def bootstrap(
         return Interval(value, None, None)
     drawn = [each for each in map(statistic, resamples(seeds)) if each is not None]
     error = numpy.std(drawn) * (len(seeds) / (len(seeds) - 1)) ** 0.5
-    reach = float(error * student.ppf((1 + level) / 2, len(seeds) - 1))
+    reach = float(error * student.ppf(1 - error_rate / 2, len(seeds) - 1))
     return Interval(value, value - reach, value + reach)
 
 
@@ -123,7 +126,7 @@ def improvement_interval(
     runs: Mapping[int, Row],
     plain: Mapping[int, Row],
     perspectives: Sequence[Perspective] = PERSPECTIVES,
-    level: float = LEVEL,
+    error_rate: float = ERROR_RATE,
 ) -> Interval | None:
     """Relative improvement over plain of the mean scores, averaged over perspectives; seeds that both have count."""
 
@@ -132,8 +135,8 @@ def improvement_interval(
         base = mean_scores([plain[seed] for seed in seeds])
         return mean([improved(scores[each.key], base[each.key], each.best) for each in perspectives])
 
-    common = [seed for seed in runs if seed in plain]
-    return bootstrap(statistic, common, level) if common else None
+    both = [seed for seed in runs if seed in plain]
+    return bootstrap(statistic, both, error_rate) if both else None
 
 
 def mean_scores(runs: Sequence[Row]) -> dict[str, float | None]:

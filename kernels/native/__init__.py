@@ -6,27 +6,35 @@ not depend on the number of threads.
 
 Native are float32 and bfloat16 parameters with gradients of the same dtype and moments of either. Whatever else the
 reference takes (other dtypes, tensors that are not contiguous or overlap, ``capturable``) goes there.
+
+A plan keeps the addresses of all tensors but the gradients in the form in which the library takes them, checked.
 """
 
 from __future__ import annotations
 
 from array import array
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import reference
-from ..backend import HISTOGRAM_BINS, RANK_CODES, Placement, Selection
+from ..plan import StepPlan, check_options, gradients
+from ..step import CHOICES, HISTOGRAM_BINS, RANK_CODES, SCALARS, TENSORS, Selection, StepOptions, StepRow
+from ..tensor_facts import facts
 from .library import Step, instruction_set, loaded, threads, unavailable, use_instruction_set
 from .tensor_lists import DTYPES, addresses, parts, pointer, sizes, sizes_and_addresses, succeeded
 
 __all__ = [
     "accumulate_importance_",
+    "activation_kernels",
     "assign_rank_codes_",
     "histogram_",
     "instruction_set",
+    "plan",
     "roast_adamw_",
     "supports",
     "unavailable",
@@ -39,128 +47,178 @@ def supports(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def activation_kernels(*tensors: Tensor) -> None:
+    """None: plain torch does it."""
+
+
 # ---------------------------------------------------------------------------------------------------------------- step
 
 
-class _StepPlan(NamedTuple):
-    """Sizes and addresses of the tensors of a step, in the order of Step's fields, and their dtypes as numbers."""
+def plan(rows: Sequence[StepRow]) -> StepPlan:
+    """A plan for many steps with these rows.
 
-    lists: list[array[int]]
-    param_dtype: int
-    moment_dtype: int
+    Raises:
+        ValueError: rows with different tensors, a position out of range, or memory that was freed.
+    """
+    return _Plan(rows)
 
 
-def roast_adamw_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    state_steps: list[Tensor],
-    importances: list[Tensor],
-    rank_codes: list[Tensor],
-    placements: list[Placement],
-    *,
-    lr: float | Tensor,
-    beta1: float | Tensor,
-    beta2: float | Tensor,
-    eps: float,
-    weight_decay: float,
-    amsgrad: bool,
-    maximize: bool,
-    capturable: bool,
-    accumulate: bool,
-    selection: Selection | None,
-) -> None:
+def roast_adamw_(rows: Sequence[StepRow], options: StepOptions) -> None:
     """One step, in place; see :func:`..reference.roast_adamw_`.
 
     Raises:
-        ValueError: lists of unequal length; a seed, draw number, threshold, factor, placement or step count out of
+        ValueError: rows with different tensors; a seed, draw number, threshold, factor, position or step count out of
             range.
     """
-    lists: list[list[Any]] = [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps]
-    lists += [importances, rank_codes, placements]
-    used = [True, True, True, True, amsgrad, True, accumulate, selection is not None, selection is not None]
-    lists = [entries if use else [] for entries, use in zip(lists, used, strict=True)]
-    lengths = [len(entries) for entries, use in zip(lists, used, strict=True) if use]
-    if set(lengths) != {len(params)}:
-        raise ValueError(f"roast_adamw_ takes lists of equal length, one entry per parameter; these have {lengths}")
-    options: dict[str, Any] = {
-        "lr": lr,
-        "beta1": beta1,
-        "beta2": beta2,
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "amsgrad": amsgrad,
-        "maximize": maximize,
-        "capturable": capturable,
-        "accumulate": accumulate,
-        "selection": selection,
-    }
-    if capturable:
-        reference.roast_adamw_(*lists, **options)
-        return
-    for plan, part in parts(_plan_step, lists):
-        if plan is None or not _native_step(plan, part, options):
-            reference.roast_adamw_(*part, **options)
+    _Plan(rows).step(gradients(rows), options)
 
 
-def _plan_step(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    state_steps: list[Tensor],
-    importances: list[Tensor],
-    rank_codes: list[Tensor],
-    _: list[Placement],
-) -> _StepPlan | None:
-    dtype, moment_dtype = params[0].dtype, exp_avgs[0].dtype
-    if dtype not in DTYPES or moment_dtype not in DTYPES or any(grad.is_neg() for grad in grads):
-        return None
-    numel, ones = sizes(params), array("q", [1]) * len(params)
-    lists = [numel]
-    for tensors, expected_dtype, expected_sizes in (
-        (params, dtype, numel),
-        (grads, dtype, numel),
-        (exp_avgs, moment_dtype, numel),
-        (exp_avg_sqs, moment_dtype, numel),
-        (max_exp_avg_sqs, moment_dtype, numel),
-        (state_steps, torch.float32, ones),
-        (importances, torch.float32, numel),
-        (rank_codes, torch.uint8, numel),
-    ):
-        found = addresses(tensors, expected_dtype, expected_sizes)
-        if found is None:
+class _Plan(StepPlan):
+    """The rows that the library takes, by their dtypes, and those that the reference takes."""
+
+    def __init__(self, rows: Sequence[StepRow]) -> None:
+        super().__init__(rows)
+        alike: dict[tuple[torch.dtype, torch.dtype] | None, list[int]] = {}
+        for i, row in enumerate(rows):
+            alike.setdefault(_dtypes(row), []).append(i)
+        self._by_reference = alike.pop(None, [])
+        self._parts = []
+        for indices in alike.values():
+            part = _Part([rows[i] for i in indices], indices)
+            if part.is_suitable:
+                self._parts.append(part)
+            else:
+                self._by_reference += indices
+
+    def accumulate(self, grads: Sequence[Tensor]) -> None:
+        accumulate_importance_(self.importances(), list(grads))
+
+    def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
+        check_options(self.names, options)
+        if options.capturable:
+            reference.roast_adamw_(self.rows(grads), options)
+            return
+        by_reference = list(self._by_reference)
+        for part in self._parts:
+            own = grads if len(part.indices) == len(grads) else [grads[i] for i in part.indices]
+            addresses = part.addresses(own)
+            if addresses is None:
+                by_reference += self._step_apart(part, grads, options)
+            elif not part.step(addresses, options):
+                by_reference += part.indices
+        if by_reference:
+            rows = self.rows(grads)
+            reference.roast_adamw_([rows[i] for i in by_reference], options)
+
+    def _step_apart(self, part: _Part, grads: Sequence[Tensor], options: StepOptions) -> list[int]:
+        """A step of the rows of which the library can take the gradients; the others are returned."""
+        suits = [part.takes(grads[i], number) for number, i in enumerate(part.indices)]
+        if any(suits):
+            rows = self.rows(grads)
+            roast_adamw_([rows[i] for i, suited in zip(part.indices, suits, strict=True) if suited], options)
+        return [i for i, suited in zip(part.indices, suits, strict=True) if not suited]
+
+
+class _Part:
+    """Rows of equal dtypes that the library takes in one call.
+
+    Attributes:
+        indices: which rows of the plan they are.
+        is_suitable: whether the library can take them: nothing that is written overlaps anything else.
+    """
+
+    def __init__(self, rows: list[StepRow], indices: list[int]) -> None:
+        self.indices = indices
+        self._dtype = rows[0].param.dtype
+        self._params = [row.param for row in rows]
+        self._numel, found = sizes(self._params), facts(self._params)
+        self._kinds, self._sizes = found.kinds, found.sizes
+        lists = {name: array("q") for name in TENSORS}
+        for row in rows:
+            for name, tensor in row.with_gradient(None).tensors():
+                lists[name].append(tensor.data_ptr())
+        positions = [array("q", numbers) for numbers in zip(*(row.position for row in rows), strict=True)]
+        written = array("q", bytes(2 * 8 * len(TENSORS) * len(rows)))
+        self._held = (*lists.values(), *positions, written)  # whose memory the call points to
+        self._call = Step(
+            count=len(rows),
+            numel=pointer(self._numel),
+            written=pointer(written),
+            param_dtype=DTYPES[self._dtype],
+            moment_dtype=DTYPES[rows[0].exp_avg.dtype],
+        )
+        self._tensors = {name: pointer(addresses) for name, addresses in lists.items()}
+        self._call.tensors[:] = [*self._tensors.values()]
+        self._call.positions[:] = [pointer(numbers) for numbers in positions]
+        self.is_suitable = succeeded(loaded().roast_plan(self._call))
+
+    def takes(self, grad: Tensor, i: int) -> bool:
+        """Whether the library can take the gradient of that row."""
+        return (
+            grad.dtype is self._dtype
+            and grad.is_cpu
+            and grad.is_contiguous()
+            and grad.numel() == self._numel[i]
+            and not grad.is_neg()
+        )
+
+    def addresses(self, grads: Sequence[Tensor]) -> array[int] | None:
+        """Addresses of the gradients; None if the library cannot take one of them, as :meth:`takes` says of each."""
+        found = facts(grads)
+        alike = found.kinds == self._kinds and found.sizes == self._sizes and all(found.contiguous)
+        if alike and not any(map(Tensor.is_neg, grads)):
+            return array("q", found.addresses)
+        if not all(self.takes(grad, i) for i, grad in enumerate(grads)):
             return None
-        lists.append(found)
-    return _StepPlan(lists, DTYPES[dtype], DTYPES[moment_dtype])
+        return array("q", map(Tensor.data_ptr, grads))
+
+    def step(self, grads: array[int], options: StepOptions) -> bool:
+        """Whether the library took the step; False: nothing was changed, the reference must."""
+        call, selection = self._call, options.selection
+        call.tensors[_GRAD] = pointer(grads)
+        for i, name in _OPTIONAL:
+            call.tensors[i] = self._tensors[name] if options.uses(name) else None
+        call.thresholds, call.rescaling, call.seed, call.draw_number = _selection_fields(selection)
+        for name in _OPTIONS:
+            setattr(call, name, _number(name, getattr(options, name)))
+        call.acts_on = _number("acts_on", selection.acts_on) if selection is not None else 0
+        call.threads = threads()
+        if not succeeded(loaded().roast_adamw(call)):
+            return False
+        increment_version(self._params)  # as every in-place operation of torch does, for autograd to notice
+        return True
 
 
-def _native_step(plan: _StepPlan, lists: list[list[Any]], options: dict[str, Any]) -> bool:
-    """Whether the library took the step; False: nothing was changed, the reference must."""
-    placements = [array("q", field) for field in zip(*lists[-1], strict=True)] or [array("q")] * len(Placement._fields)
-    selection: Selection | None = options["selection"]
-    step = Step(
-        len(plan.lists[0]),
-        *map(pointer, plan.lists),
-        *map(pointer, placements),
-        *((None, None, 0, -1) if selection is None else _selection_fields(selection)),
-        *(float(options[name]) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
-        options["maximize"],
-        plan.param_dtype,
-        plan.moment_dtype,
-        threads(),
-    )
-    if not succeeded(loaded().roast_adamw(step)):
-        return False
-    increment_version(lists[0])  # as every in-place operation of torch does, for autograd to notice
-    return True
+_GRAD = list(TENSORS).index("grad")
+_OPTIONAL = [(i, name) for i, name in enumerate(TENSORS) if TENSORS[name].needs is not None]
+_OPTIONS = [each.name for each in fields(StepOptions) if each.name in SCALARS]
 
 
-def _selection_fields(selection: Selection) -> tuple[int, int, int, int]:
-    """The fields of Step from thresholds to draw_number."""
+def _number(name: str, value: Any) -> Any:
+    return CHOICES[name].index(value) if name in CHOICES else value
+
+
+def _dtypes(row: StepRow) -> tuple[torch.dtype, torch.dtype] | None:
+    """Dtypes of the parameter and of its moments; None: the reference must take the row."""
+    dtypes, numel = (row.param.dtype, row.exp_avg.dtype), row.param.numel()
+    if not DTYPES.keys() >= set(dtypes) or not row.has_usual_dtypes():
+        return None
+    for name, tensor in row.with_gradient(None).tensors():
+        suits = (
+            tensor.numel() == (numel if TENSORS[name].per_element else 1)
+            and tensor.is_cpu
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
+        )
+        if not suits:
+            return None
+    return dtypes
+
+
+def _selection_fields(selection: Selection | None) -> tuple[int | None, int | None, int, int]:
+    """What Step calls thresholds, rescaling, seed and draw_number."""
+    if selection is None:
+        return None, None, 0, -1
     tables: list[int] = []
     for name, dtype in (("thresholds", torch.int64), ("rescaling", torch.float32)):
         found = addresses([getattr(selection, name)], dtype, [RANK_CODES])
@@ -189,12 +247,12 @@ def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> No
             return None
         return sizes_and_addresses((importances, torch.float32), (grads, grads[0].dtype))
 
-    for lists, (scores, gradients) in parts(plan, [importances, grads]):
+    for lists, (scores, own_grads) in parts(plan, [importances, grads]):
         if lists is not None:
-            arguments = (len(scores), *map(pointer, lists), DTYPES[gradients[0].dtype], threads())
+            arguments = (len(scores), *map(pointer, lists), DTYPES[own_grads[0].dtype], threads())
             if succeeded(loaded().roast_accumulate(*arguments)):
                 continue
-        reference.accumulate_importance_(scores, gradients)
+        reference.accumulate_importance_(scores, own_grads)
 
 
 def histogram_(scores: list[Tensor], counts: Tensor) -> None:

@@ -11,10 +11,28 @@ namespace {
 
 constexpr std::int64_t LARGEST_WORD = UINT32_MAX;
 
+// Bytes per element of each tensor; 0: it is a single float32.
+std::int64_t bytes_of(int tensor, const RoastStep& s) {
+  constexpr std::int64_t float32 = sizeof(float), uint8 = 1, one_float32 = 0;
+  const std::int64_t parameter = BYTES[s.param_dtype], moment = BYTES[s.moment_dtype];
+#define BYTES_OF(name, dtype, access) dtype,
+  const std::int64_t bytes[] = {ROAST_TENSORS(BYTES_OF)};
+#undef BYTES_OF
+  return bytes[tensor];
+}
+
+bool is_written(int tensor) {
+  constexpr bool read = false, written = true;
+#define IS_WRITTEN(name, dtype, access) access,
+  constexpr bool accesses[] = {ROAST_TENSORS(IS_WRITTEN)};
+#undef IS_WRITTEN
+  return accesses[tensor];
+}
+
 // The index in the whole parameter of every element must be below 2^63.
-bool valid_placement(const RoastStep& s, std::int64_t i) {
-  const std::int64_t id = s.parameter_ids[i], first = s.first_indices[i];
-  const std::int64_t inner = s.inner_lengths[i], stride = s.outer_strides[i];
+bool valid_position(const RoastStep& s, std::int64_t i) {
+  const std::int64_t id = s.positions[field::parameter_id][i], first = s.positions[field::first_index][i];
+  const std::int64_t inner = s.positions[field::inner_length][i], stride = s.positions[field::outer_stride][i];
   if (id < 0 || id > LARGEST_WORD || first < 0 || inner < 1 || stride < 0) return false;
   const std::int64_t numel = std::max<std::int64_t>(s.numel[i], 1);
   std::int64_t end;
@@ -24,31 +42,50 @@ bool valid_placement(const RoastStep& s, std::int64_t i) {
 
 float step_count(const RoastStep& s, std::int64_t i) {
   float step;
-  std::memcpy(&step, reinterpret_cast<const void*>(s.state_steps[i]), sizeof step);
+  std::memcpy(&step, reinterpret_cast<const void*>(s.tensors[field::step][i]), sizeof step);
   return step;
 }
 
-const char* check(const RoastStep& s) {
+const char* check_rows(RoastStep& s) {
   if (!valid_sizes(s.count, s.numel)) return INVALID_SIZES;
   if (!is_dtype(s.param_dtype) || !is_dtype(s.moment_dtype)) return "unknown dtype";
-  if (s.draw_number > LARGEST_WORD) return "selection.draw_number must be below 2**32";
-  const std::int64_t bytes = BYTES[s.param_dtype], moment_bytes = BYTES[s.moment_dtype];
-  Memory memory(8 * s.count);
-  for (std::int64_t i = 0; i < s.count; i++) {
-    const std::int64_t n = s.numel[i];
-    memory.writes(s.params[i], n * bytes);
-    memory.reads(s.grads[i], n * bytes);
-    memory.writes(s.exp_avgs[i], n * moment_bytes);
-    memory.writes(s.exp_avg_sqs[i], n * moment_bytes);
-    if (s.max_exp_avg_sqs != nullptr) memory.writes(s.max_exp_avg_sqs[i], n * moment_bytes);
-    memory.writes(s.state_steps[i], sizeof(float));
-    if (s.importances != nullptr) memory.writes(s.importances[i], n * sizeof(float));
-    if (s.rank_codes != nullptr) memory.reads(s.rank_codes[i], n);
-    if (s.thresholds != nullptr && !valid_placement(s, i))
-      return "a placement is impossible: parameter_id must be below 2**32 and the index of every element in the whole "
-             "parameter below 2**63, nothing may be negative, and inner_length must be at least 1";
+  Memory memory(TENSORS * s.count);
+  for (int tensor = 0; tensor < TENSORS; tensor++) {
+    if (s.tensors[tensor] == nullptr || tensor == field::grad) continue;
+    const std::int64_t bytes = bytes_of(tensor, s);
+    for (std::int64_t i = 0; i < s.count; i++)
+      memory.uses(s.tensors[tensor][i], bytes == 0 ? sizeof(float) : bytes * s.numel[i], is_written(tensor));
   }
+  for (std::int64_t i = 0; i < s.count; i++)
+    if (!valid_position(s, i))
+      return "a position is impossible: parameter_id must be below 2**32 and the index of every element in the whole "
+             "parameter below 2**63, nothing may be negative, and inner_length must be at least 1";
   if (!memory.suitable()) return UNSUITABLE;
+  s.written_count = memory.copy_written(s.written);
+  return nullptr;
+}
+
+// Whether every gradient with elements has an address, and overlaps nothing that is written.
+bool gradients_are_suitable(const RoastStep& s) {
+  struct Range {
+    std::int64_t begin, end;
+  };
+  const Range* ranges = reinterpret_cast<const Range*>(s.written);
+  const std::int64_t bytes = BYTES[s.param_dtype];
+  for (std::int64_t i = 0; i < s.count; i++) {
+    const std::int64_t begin = s.tensors[field::grad][i], end = begin + bytes * s.numel[i];
+    if (begin == end) continue;
+    if (begin == 0) return false;
+    const Range* next = std::upper_bound(ranges, ranges + s.written_count, begin,
+                                         [](std::int64_t address, const Range& range) { return address < range.end; });
+    if (next != ranges + s.written_count && next->begin < end) return false;
+  }
+  return true;
+}
+
+const char* check_step(const RoastStep& s) {
+  if (s.draw_number > LARGEST_WORD) return "selection.draw_number must be below 2**32";
+  if (!gradients_are_suitable(s)) return UNSUITABLE;
   for (std::int64_t i = 0; i < s.count; i++)
     if (!(step_count(s, i) >= 0 && step_count(s, i) < static_cast<float>(LARGEST_WORD)))
       return "a step count is negative or too large";
@@ -64,6 +101,7 @@ const char* fill(SelectionTable& table, const std::int64_t* thresholds, const fl
     const auto threshold = static_cast<std::uint32_t>(thresholds[code]);
     std::uint32_t factor;
     std::memcpy(&factor, rescaling + code, sizeof factor);
+    table.drop_probabilities[code] = static_cast<float>(LARGEST_WORD + 1 - thresholds[code]) * 0x1p-32f;
     table.pairs[code] = static_cast<std::uint64_t>(threshold ^ 0x80000000) << 32 | factor;
     for (int byte = 0; byte < 4; byte++) {
       table.threshold_bytes[byte][code] = static_cast<std::uint8_t>(threshold >> 8 * byte);
@@ -73,7 +111,7 @@ const char* fill(SelectionTable& table, const std::int64_t* thresholds, const fl
   return nullptr;
 }
 
-AdamW scalars(const RoastStep& s, float step) {
+AdamW scalars(const RoastStep& s, float step, const SelectionTable& table) {
   const double lerp_weight = 1 - s.beta1;
   AdamW adamw;
   adamw.decay = static_cast<float>(1 - s.lr * s.weight_decay);
@@ -85,17 +123,20 @@ AdamW scalars(const RoastStep& s, float step) {
   adamw.eps = static_cast<float>(s.eps);
   adamw.negative_step_size = static_cast<float>(-s.lr / (1 - std::pow(s.beta1, static_cast<double>(step))));
   adamw.maximize = s.maximize != 0;
+  adamw.masks_update = s.acts_on != 0 && s.thresholds != nullptr;
+  adamw.pretrained_decay = static_cast<float>(s.lr * s.pretrained_decay);
+  adamw.decay_of_rank = s.pretrained_decay_by != 0 ? &table.drop_probabilities : nullptr;
   return adamw;
 }
 
 Draw draw(const RoastStep& s, std::int64_t i, float step, const SelectionTable& table) {
   return {&table,
           {static_cast<std::uint32_t>(s.seed), static_cast<std::uint32_t>(s.seed >> 32)},
-          static_cast<std::uint32_t>(s.parameter_ids[i]),
+          static_cast<std::uint32_t>(s.positions[field::parameter_id][i]),
           static_cast<std::uint32_t>(s.draw_number < 0 ? static_cast<std::int64_t>(step) : s.draw_number),
-          s.first_indices[i],
-          s.inner_lengths[i],
-          s.outer_strides[i]};
+          s.positions[field::first_index][i],
+          s.positions[field::inner_length][i],
+          s.positions[field::outer_stride][i]};
 }
 
 // Increments the step counts.
@@ -105,21 +146,17 @@ std::vector<Parameter> parameters(const RoastStep& s, const SelectionTable& tabl
   float step_of_adamw = 0;
   for (std::int64_t i = 0; i < s.count; i++) {
     const float step = step_count(s, i) + 1;
-    if (step != step_of_adamw) adamw = scalars(s, step_of_adamw = step);
-    auto at = [i](const std::int64_t* list) { return list == nullptr ? nullptr : reinterpret_cast<void*>(list[i]); };
-    std::memcpy(at(s.state_steps), &step, sizeof step);
+    if (step != step_of_adamw) adamw = scalars(s, step_of_adamw = step, table);
+    std::memcpy(reinterpret_cast<void*>(s.tensors[field::step][i]), &step, sizeof step);
     Parameter& p = all[i];
-    p.param = at(s.params);
-    p.grad = at(s.grads);
-    p.exp_avg = at(s.exp_avgs);
-    p.exp_avg_sq = at(s.exp_avg_sqs);
-    p.max_exp_avg_sq = at(s.max_exp_avg_sqs);
-    p.importance = static_cast<float*>(at(s.importances));
+    for (int tensor = 0; tensor < TENSORS; tensor++)
+      p.tensors[tensor] = s.tensors[tensor] == nullptr ? nullptr : reinterpret_cast<void*>(s.tensors[tensor][i]);
     p.adamw = adamw;
     if (s.thresholds != nullptr) {
-      p.rank_code = static_cast<const std::uint8_t*>(at(s.rank_codes));
       p.draw = draw(s, i, step, table);
     } else {
+      p.tensors[field::rank_code] = nullptr;
+      if (s.pretrained_decay_by != 0) p.tensors[field::pretrained] = nullptr;
       p.draw.inner_length = std::max<std::int64_t>(s.numel[i], 1);
     }
   }
@@ -128,10 +165,24 @@ std::vector<Parameter> parameters(const RoastStep& s, const SelectionTable& tabl
 
 }  // namespace
 
+const char* roast_fields() {
+#define TENSOR(name, dtype, access) #name " " #dtype " " #access "\n"
+#define POSITION(name) #name "\n"
+#define SCALAR(type, name) #name " " #type "\n"
+  return ROAST_TENSORS(TENSOR) ROAST_POSITIONS(POSITION) ROAST_SCALARS(SCALAR);
+#undef TENSOR
+#undef POSITION
+#undef SCALAR
+}
+
+const char* roast_plan(RoastStep* step) {
+  return guarded([&]() -> const char* { return check_rows(*step); });
+}
+
 const char* roast_adamw(const RoastStep* step) {
   return guarded([&]() -> const char* {
     const RoastStep& s = *step;
-    if (const char* message = check(s)) return message;
+    if (const char* message = check_step(s)) return message;
     SelectionTable table;
     if (s.thresholds != nullptr)
       if (const char* message = fill(table, s.thresholds, s.rescaling)) return message;

@@ -26,8 +26,12 @@ class Memory {
  public:
   explicit Memory(std::int64_t tensors) { ranges_.reserve(tensors); }
 
-  void reads(std::int64_t address, std::int64_t bytes) { add(address, bytes, false); }
-  void writes(std::int64_t address, std::int64_t bytes) { add(address, bytes, true); }
+  void reads(std::int64_t address, std::int64_t bytes) { uses(address, bytes, false); }
+  void writes(std::int64_t address, std::int64_t bytes) { uses(address, bytes, true); }
+  void uses(std::int64_t address, std::int64_t bytes, bool written) {
+    const auto begin = static_cast<std::uint64_t>(address);
+    if (bytes > 0) ranges_.push_back({begin, begin + bytes, written});
+  }
 
   // Whether every tensor with elements has an address, and nothing that is written overlaps anything else.
   bool suitable() {
@@ -41,16 +45,22 @@ class Memory {
     return ranges_.empty() || ranges_.front().begin != 0;
   }
 
+  // Begin and end of everything that is written, after suitable() has put it in order; how many there are.
+  std::int64_t copy_written(std::int64_t* begins_and_ends) const {
+    std::int64_t count = 0;
+    for (const Range& range : ranges_) {
+      if (!range.written) continue;
+      begins_and_ends[2 * count] = static_cast<std::int64_t>(range.begin);
+      begins_and_ends[2 * count++ + 1] = static_cast<std::int64_t>(range.end);
+    }
+    return count;
+  }
+
  private:
   struct Range {
     std::uint64_t begin, end;
     bool written;
   };
-
-  void add(std::int64_t address, std::int64_t bytes, bool written) {
-    const auto begin = static_cast<std::uint64_t>(address);
-    if (bytes > 0) ranges_.push_back({begin, begin + bytes, written});
-  }
 
   std::vector<Range> ranges_;
 };

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "fields.h"
+
 constexpr int RANK_CODES = 256;
 constexpr int PHILOX_ROUNDS = 7;
 
@@ -16,6 +18,7 @@ struct SelectionTable {
   // Their bytes, lowest first.
   alignas(64) std::uint8_t threshold_bytes[4][RANK_CODES];
   alignas(64) std::uint8_t factor_bytes[4][RANK_CODES];
+  float drop_probabilities[RANK_CODES];  // 1 - p
 };
 
 // The draw of one parameter in one step. Local element j is element
@@ -37,15 +40,14 @@ struct AdamW {
   float eps;
   float negative_step_size;  // -lr / (1 - beta1^step)
   bool maximize;
+  bool masks_update;               // else the gradient
+  float pretrained_decay;          // lr * pretrained_decay
+  const float (*decay_of_rank)[RANK_CODES];  // factor of that; null: none
 };
 
-// A parameter with its gradient and state. Pointers to what a step does not use are null.
+// A parameter with its gradient and state, by field::Tensor. Pointers to what a step does not use are null.
 struct Parameter {
-  void* param;
-  const void* grad;
-  void *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
-  float* importance;
-  const std::uint8_t* rank_code;
+  void* tensors[TENSORS];
   AdamW adamw;
   Draw draw;
 };

@@ -5,12 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 
-_INTERFACE = 1  # ROAST_INTERFACE in interface.h
+from ..step import SCALARS, TENSORS, Position
+
+_INTERFACE = 2  # ROAST_INTERFACE in interface.h
 _INSTRUCTION_SET = "ROAST_NATIVE_ISA"  # environment variable: avx512, avx2 or portable instead of the best there is
 
 _List = ctypes.c_void_p  # address of an array of 64-bit integers
@@ -18,42 +23,56 @@ _List = ctypes.c_void_p  # address of an array of 64-bit integers
 _forked = False
 
 
+_C_TYPES: dict[str, Any] = {"double": ctypes.c_double, "std::int64_t": ctypes.c_int64, "std::uint64_t": ctypes.c_uint64}
+
+
 class Step(ctypes.Structure):
-    """Arguments of ``roast_adamw``: RoastStep in interface.h, field by field."""
+    """Arguments of ``roast_plan`` and ``roast_adamw``: RoastStep in interface.h, field by field."""
 
     _fields_ = (
         ("count", ctypes.c_int64),
         ("numel", _List),
-        ("params", _List),
-        ("grads", _List),
-        ("exp_avgs", _List),
-        ("exp_avg_sqs", _List),
-        ("max_exp_avg_sqs", _List),
-        ("state_steps", _List),
-        ("importances", _List),
-        ("rank_codes", _List),
-        ("parameter_ids", _List),
-        ("first_indices", _List),
-        ("inner_lengths", _List),
-        ("outer_strides", _List),
+        ("tensors", _List * len(TENSORS)),
+        ("positions", _List * len(Position._fields)),
+        ("written", _List),
+        ("written_count", ctypes.c_int64),
         ("thresholds", _List),
         ("rescaling", ctypes.c_void_p),
-        ("seed", ctypes.c_uint64),
-        ("draw_number", ctypes.c_int64),
-        ("lr", ctypes.c_double),
-        ("beta1", ctypes.c_double),
-        ("beta2", ctypes.c_double),
-        ("eps", ctypes.c_double),
-        ("weight_decay", ctypes.c_double),
-        ("maximize", ctypes.c_int32),
+        *((name, _C_TYPES[kind]) for name, kind in SCALARS.items()),
         ("param_dtype", ctypes.c_int32),
         ("moment_dtype", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
 
+def facts_function(exchange_capsule: object) -> Callable[[list[Any], int, int], int] | None:
+    """``roast_facts`` with torch's table of DLPack's functions; None if the library cannot be used."""
+    if unavailable() is not None:
+        return None
+    pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+        ("PyCapsule_GetPointer", ctypes.pythonapi)
+    )
+    table = pointer_of(exchange_capsule, b"dlpack_exchange_api")
+    # PyDLL and not CDLL: the interpreter's lock is kept, and its errors are raised.
+    function = ctypes.PyDLL(loaded()._name).roast_facts
+    function.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.c_int64, ctypes.c_void_p)
+    function.restype = ctypes.c_int32
+    return partial(function, table)
+
+
+def _fields() -> list[str]:
+    """What a step takes, as ``roast_fields`` says it of the library's sources."""
+    tensors = [
+        f"{name} {field.dtype.value if field.per_element else 'one_float32'} {'written' if field.written else 'read'}"
+        for name, field in TENSORS.items()
+    ]
+    return [*tensors, *Position._fields, *(f"{name} {kind}" for name, kind in SCALARS.items())]
+
+
 _FUNCTIONS = {
+    "roast_plan": (ctypes.POINTER(Step),),
     "roast_adamw": (ctypes.POINTER(Step),),
+    "roast_fields": (),
     "roast_accumulate": (ctypes.c_int64, _List, _List, _List, ctypes.c_int32, ctypes.c_int32),
     "roast_histogram": (ctypes.c_int64, _List, _List, _List, ctypes.c_int32),
     "roast_assign_codes": (ctypes.c_int64, _List, _List, _List, ctypes.c_void_p, ctypes.c_int32),
@@ -110,6 +129,8 @@ def _load() -> ctypes.CDLL:
     for name, argument_types in _FUNCTIONS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = argument_types, ctypes.c_char_p
+    if (difference := _first_difference(library.roast_fields().decode().splitlines(), _fields())) is not None:
+        raise LibraryError(f"{files[-1]} was built from another version of the sources ({difference}): {rebuild}")
     name = os.environ.get(_INSTRUCTION_SET, "")
     message = library.roast_use_instruction_set(name.encode())
     if message is not None:
@@ -117,6 +138,14 @@ def _load() -> ctypes.CDLL:
     library.roast_use_team.argtypes, library.roast_use_team.restype = (ctypes.c_void_p,), None
     library.roast_use_team(_run_team())
     return library
+
+
+def _first_difference(built: list[str], here: list[str]) -> str | None:
+    """Which field of a step the library has otherwise than these sources; None: none."""
+    for number, (theirs, ours) in enumerate(zip_longest(built, here, fillvalue="nothing"), 1):
+        if theirs != ours:
+            return f"field {number} of a step is {theirs!r} there and {ours!r} here"
+    return None
 
 
 def _run_team() -> int | None:

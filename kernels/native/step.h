@@ -34,9 +34,10 @@ void accumulate(float* importance, const void* grad, std::int64_t count) {
 
 // The scalars of a step, in all lanes.
 struct Scalars {
-  F32 decay, lerp_weight, beta2, one_minus_beta2, denominator_factor, eps, negative_step_size;
+  F32 decay, lerp_weight, beta2, one_minus_beta2, denominator_factor, eps, negative_step_size, pretrained_decay;
   I32 sign;
-  bool lerp_from_gradient;
+  bool lerp_from_gradient, masks_update;
+  const float (*decay_of_rank)[RANK_CODES];
 
   explicit Scalars(const AdamW& adamw)
       : decay(splat(adamw.decay)),
@@ -46,27 +47,57 @@ struct Scalars {
         denominator_factor(splat(adamw.denominator_factor)),
         eps(splat(adamw.eps)),
         negative_step_size(splat(adamw.negative_step_size)),
+        pretrained_decay(splat(adamw.pretrained_decay)),
         sign(I32{} + (adamw.maximize ? INT32_MIN : 0)),
-        lerp_from_gradient(adamw.lerp_from_gradient) {}
+        lerp_from_gradient(adamw.lerp_from_gradient),
+        masks_update(adamw.masks_update),
+        decay_of_rank(adamw.decay_of_rank) {}
 };
 
-// Elements of a parameter. T: dtype of parameter and gradient, M: of the moments.
+// What the dtypes of fields.h are in C++. T: of parameter and gradient, M: of the moments.
+template <class T, class M>
+struct Types {
+  using parameter = T;
+  using moment = M;
+  using float32 = float;
+  using uint8 = std::uint8_t;
+  using one_float32 = void;  // not by element
+};
+struct Access {
+  template <class Element>
+  using read = const Element;
+  template <class Element>
+  using written = Element;
+};
+
+// Elements of a parameter, by the names of its tensors; null: not used.
 template <class T, class M>
 struct Elements {
-  T* param;
-  const T* grad;
-  M *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
-  float* importance;
-  const std::uint8_t* rank_code;
+#define POINTER(name, dtype, access) Access::access<typename Types<T, M>::dtype>* name;
+  ROAST_TENSORS(POINTER)
+#undef POINTER
 
   static Elements of(const Parameter& p, std::int64_t first) {
-    auto at = [first](auto* begin) { return begin == nullptr ? nullptr : begin + first; };
-    return {at(static_cast<T*>(p.param)),      at(static_cast<const T*>(p.grad)),
-            at(static_cast<M*>(p.exp_avg)),    at(static_cast<M*>(p.exp_avg_sq)),
-            at(static_cast<M*>(p.max_exp_avg_sq)), at(p.importance),
-            at(p.rank_code)};
+    Elements e;
+#define SET(name, dtype, access) set(e.name, p.tensors[field::name], first);
+    ROAST_TENSORS(SET)
+#undef SET
+    return e;
   }
+
+ private:
+  template <class Element>
+  static void set(Element*& pointer, void* begin, std::int64_t first) {
+    pointer = begin == nullptr ? nullptr : static_cast<Element*>(begin) + first;
+  }
+  static void set(void*& pointer, void*, std::int64_t) { pointer = nullptr; }
 };
+
+inline F32 looked_up(const float (&table)[RANK_CODES], const std::uint8_t* codes) {
+  float entries[LANES];
+  for (int lane = 0; lane < LANES; lane++) entries[lane] = table[codes[lane]];
+  return load(entries);
+}
 
 // Updates `count` elements, a multiple of LANES. `factors` of their gradients; null: each gradient is taken as it is.
 template <class T, class M>
@@ -82,7 +113,7 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
     const bool special = __builtin_expect(has_non_finite(g), false);
     if (special) finite_g = zero_where_not_finite(g);
     if (e.importance != nullptr) store(e.importance + i, accumulated(load(e.importance + i), finite_g));
-    if (factors != nullptr) {
+    if (factors != nullptr && !scalars.masks_update) {
       const F32 factor = load(factors + i);
       F32 scaled = clamped(LARGEST<T>, finite_g * factor);
       if (special) scaled = (is_finite(g) | (factor == 0)) ? scaled : g;  // in a kept element it passes, as in AdamW
@@ -102,7 +133,19 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
       store(e.max_exp_avg_sq + i, second_moment);
     }
     const F32 denominator = multiply_add(square_root(second_moment), scalars.denominator_factor, scalars.eps);
-    param = multiply_add(param, scalars.decay, scalars.negative_step_size * exp_avg / denominator);
+    const F32 step = scalars.negative_step_size * exp_avg / denominator;
+    if (e.pretrained == nullptr && !scalars.masks_update) {
+      param = multiply_add(param, scalars.decay, step);
+    } else {
+      param *= scalars.decay;
+      if (e.pretrained != nullptr) {
+        F32 decay = scalars.pretrained_decay;
+        if (scalars.decay_of_rank != nullptr) decay *= looked_up(*scalars.decay_of_rank, e.rank_code + i);
+        param = multiply_add(decay, load(e.pretrained + i) - param, param);
+      }
+      const F32 moved = param + step;
+      param = scalars.masks_update ? ((load(factors + i) != 0) ? moved : param) : moved;
+    }
     store(e.exp_avg + i, exp_avg);
     store(e.exp_avg_sq + i, exp_avg_sq);
     store(e.param + i, param);
@@ -126,37 +169,41 @@ inline void step_block(const Elements<T, M>& e, int count, std::uint64_t counter
   update(e, count, factors, scalars);
 }
 
-// The same for any count up to PART - offset, the first element taking word `offset`: a block of copies.
+// Copies of elements of a tensor, which come to lie `offset` elements behind an aligned address, with zeros around them.
 constexpr int PART = 2 * LANES;
+template <class Element>
+struct Copies {
+  alignas(64) Element elements[PART] = {};
+  Element* copy_in(const Element* original, int offset, int count) {
+    if (original == nullptr) return nullptr;
+    std::memcpy(elements + offset, original, count * sizeof *original);
+    return elements;
+  }
+  void copy_out(Element* original, int offset, int count) const {
+    if (original != nullptr) std::memcpy(original, elements + offset, count * sizeof *original);
+  }
+  void copy_out(const Element*, int, int) const {}  // of what a step only reads
+};
+template <>
+struct Copies<void> {
+  void* copy_in(const void*, int, int) { return nullptr; }
+  void copy_out(void*, int, int) const {}
+};
+
+// The same for any count up to PART - offset, the first element taking word `offset`: a block of copies.
 template <class T, class M>
 void step_part(const Elements<T, M>& e, int offset, int count, std::uint64_t counter, const Draw& draw,
                const KeySchedule& schedule, const Scalars& scalars) {
-  T param[PART] = {}, grad[PART] = {};
-  M exp_avg[PART] = {}, exp_avg_sq[PART] = {}, max_exp_avg_sq[PART] = {};
-  float importance[PART] = {};
-  std::uint8_t rank_code[PART] = {};
-  auto present = [](auto* copies, const void* original) { return original == nullptr ? nullptr : copies; };
-  const Elements<T, M> block = {param, grad, exp_avg, exp_avg_sq, present(max_exp_avg_sq, e.max_exp_avg_sq),
-                                present(importance, e.importance), present(rank_code, e.rank_code)};
-  auto copy_in = [&](auto* copies, const auto* original) {
-    if (original != nullptr) std::memcpy(copies + offset, original, count * sizeof *original);
-  };
-  copy_in(param, e.param);
-  copy_in(grad, e.grad);
-  copy_in(exp_avg, e.exp_avg);
-  copy_in(exp_avg_sq, e.exp_avg_sq);
-  copy_in(max_exp_avg_sq, e.max_exp_avg_sq);
-  copy_in(importance, e.importance);
-  copy_in(rank_code, e.rank_code);
+  Elements<T, M> block;
+#define COPY_IN(name, dtype, access)              \
+  Copies<typename Types<T, M>::dtype> name##_copies; \
+  block.name = name##_copies.copy_in(e.name, offset, count);
+  ROAST_TENSORS(COPY_IN)
+#undef COPY_IN
   step_block(block, (offset + count + LANES - 1) / LANES * LANES, counter, draw, schedule, scalars);
-  auto copy_out = [&](auto* original, const auto* copies) {
-    if (original != nullptr) std::memcpy(original, copies + offset, count * sizeof *original);
-  };
-  copy_out(e.param, param);
-  copy_out(e.exp_avg, exp_avg);
-  copy_out(e.exp_avg_sq, exp_avg_sq);
-  copy_out(e.max_exp_avg_sq, max_exp_avg_sq);
-  copy_out(e.importance, importance);
+#define COPY_OUT(name, dtype, access) name##_copies.copy_out(e.name, offset, count);
+  ROAST_TENSORS(COPY_OUT)
+#undef COPY_OUT
 }
 
 template <class T, class M>

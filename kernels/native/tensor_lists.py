@@ -23,8 +23,8 @@ def parts(plan: Callable[..., _Plan | None], lists: list[list[Any]]) -> Iterator
     Usually that is everything at once. Else each entry is planned, and those with equal dtypes stay together.
 
     Args:
-        plan: called with lists of equal length, or empty where an entry is not used.
-        lists: the first is not empty unless there is nothing to do.
+        plan: called with lists of equal length.
+        lists: of equal length.
     """
     if not lists[0]:
         return
@@ -35,10 +35,10 @@ def parts(plan: Callable[..., _Plan | None], lists: list[list[Any]]) -> Iterator
     alike: dict[Any, list[int]] = {}
     for i in range(len(lists[0])):
         entry = [entries[i : i + 1] for entries in lists]
-        dtypes = tuple(entries[0].dtype for entries in entry if entries and isinstance(entries[0], Tensor))
+        dtypes = tuple(entries[0].dtype for entries in entry)
         alike.setdefault(None if plan(*entry) is None else dtypes, []).append(i)
     for dtypes, indices in alike.items():
-        part = [[entries[i] for i in indices] if entries else [] for entries in lists]
+        part = [[entries[i] for i in indices] for entries in lists]
         yield (None if dtypes is None else plan(*part)), part
 
 

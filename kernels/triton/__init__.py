@@ -9,13 +9,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from typing import Any
+import sys
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+
+from ..backend import ActivationKernels
 
 # Where each name lives; the module, and triton with it, is imported when the name is first asked for.
 _NAMES = {
     "FLOAT_TYPES": ".importance",
+    "plan": ".roast_adamw",
     "roast_adamw_": ".roast_adamw",
     "accumulate_importance_": ".importance",
     "histogram_": ".histogram",
@@ -44,6 +49,17 @@ def supports(device: torch.device) -> bool:
     if _interpreted():
         return device.type == "cpu"
     return device.type == "cuda" and _is_recent(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def activation_kernels(*tensors: Tensor) -> ActivationKernels | None:
+    """The kernels of this module, if they can take these tensors: on one GPU, of dtypes that they know."""
+    device = tensors[0].device
+    if not supports(device) or unavailable() is not None:
+        return None
+    known = __getattr__("FLOAT_TYPES")
+    if any(tensor.device != device or tensor.dtype not in known for tensor in tensors):
+        return None
+    return cast(ActivationKernels, sys.modules[__name__])
 
 
 def _interpreted() -> bool:

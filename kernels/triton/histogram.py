@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from .launch import OPTIONS, on
+from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, elements, is_aligned, load, program_part
 
 
@@ -30,8 +30,7 @@ def histogram_(scores: list[Tensor], counts: Tensor) -> None:
         with on(device):
             table = PointerTable(device, [row[0] for row in rows], [row[1:] for row in rows])
             _histogram_kernel[table.grid](
-                table.rows,
-                table.tensor_of_program,
+                *table.on_device(DeviceTables()),
                 counts,
                 **table.constants,
                 ALIGNED=aligned,

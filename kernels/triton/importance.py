@@ -13,17 +13,20 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from .launch import OPTIONS, on
+from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, elements, is_aligned, load, program_part, store
 
 FLOAT_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 LARGEST_FLOAT32 = tl.constexpr(torch.finfo(torch.float32).max)
 
 
-def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> None:
+def accumulate_importance_(
+    importances: list[Tensor], grads: list[Tensor], held_for_graphs: list[Tensor] | None = None
+) -> None:
     """Add the squared gradients to the importance scores; see :func:`..reference.accumulate_importance_`.
 
-    Bit for bit the reference's, which also takes what is not contiguous or not float32, bfloat16 or float16.
+    Bit for bit the reference's, which also takes what is not contiguous or not float32, bfloat16 or float16. A CUDA
+    graph can hold it if ``held_for_graphs`` takes what its replays read.
     """
     members: dict[tuple[torch.device, torch.dtype, bool], list[list[int]]] = defaultdict(list)
     for importance, grad in zip(importances, grads, strict=True):
@@ -36,8 +39,7 @@ def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> No
         with on(device):
             table = PointerTable(device, [row[-1] for row in rows], [row[:-1] for row in rows])
             _accumulate_kernel[table.grid](
-                table.rows,
-                table.tensor_of_program,
+                *table.on_device(DeviceTables(held_for_graphs)),
                 **table.constants,
                 GRAD=FLOAT_TYPES[dtype],
                 ALIGNED=aligned,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache, wraps
-from typing import ParamSpec
+from functools import lru_cache
+from operator import is_
 
 import torch
 from torch import Tensor
-
-_Parameters = ParamSpec("_Parameters")
 
 # Four elements per thread make one 128-bit access of float32 and one Philox block.
 ELEMENTS_PER_THREAD = 4
@@ -50,12 +48,44 @@ def capturing() -> bool:
     return initialized and torch.cuda.is_current_stream_capturing()
 
 
-def cached_outside_graphs(make: Callable[_Parameters, Tensor]) -> Callable[_Parameters, Tensor]:
-    """Remember what ``make`` returns, unless a graph is being captured: then it lies in memory of that graph."""
-    cached = lru_cache(maxsize=64)(make)
+class DeviceTables:
+    """Tables on the device that do not change from step to step; one of each per stream, which no other may read.
 
-    @wraps(make)
-    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Tensor:
-        return make(*args, **kwargs) if capturing() else cached(*args, **kwargs)  # type: ignore[arg-type]
+    While a CUDA graph is captured they are made anew, in the memory of that graph, whose replays read them.
 
-    return call
+    Args:
+        held_for_graphs: takes what captured graphs read, and must live as long as they do; None: no graph may hold it.
+    """
+
+    def __init__(self, held_for_graphs: list[Tensor] | None = None) -> None:
+        self._held_for_graphs = held_for_graphs
+        self._tables: dict[tuple[str, int], tuple[tuple[Tensor, ...], Tensor]] = {}
+
+    def get(
+        self, name: str, device: torch.device, make: Callable[[], Tensor], made_of: tuple[Tensor, ...] = ()
+    ) -> Tensor:
+        """The table of that name for the current stream; made where there is none yet, or of other tensors."""
+        if capturing():
+            table = make()
+            self._hold(table)
+            return table
+        key = (name, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+        known = self._tables.get(key)
+        if known is None or len(known[0]) != len(made_of) or not all(map(is_, known[0], made_of)):
+            known = self._tables[key] = (made_of, make())
+        return known[1]
+
+    def upload(self, table: Tensor, device: torch.device) -> Tensor:
+        """A copy on the device; the host does not wait for it."""
+        if device.type == "cpu":
+            return table.clone()
+        pinned = table.pin_memory()
+        copied = pinned.to(device, non_blocking=True)
+        if capturing():
+            self._hold(pinned, copied)
+        return copied
+
+    def _hold(self, *tables: Tensor) -> None:
+        if self._held_for_graphs is None:
+            raise RuntimeError("a CUDA graph cannot hold this: its tables would be freed before a replay reads them")
+        self._held_for_graphs.extend(tables)

@@ -9,6 +9,7 @@ A row of the table is int64: number of elements, first program, then what the ke
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 
@@ -17,62 +18,57 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import BLOCKS_PER_PROGRAM, block_size, cached_outside_graphs, capturing
+from .launch import BLOCKS_PER_PROGRAM, DeviceTables, block_size
 
-# A captured CUDA graph copies its tables from these buffers at every replay. Nothing tells when the last graph is gone.
-_held_for_graphs: list[Tensor] = []
+_BEFORE = 2  # numbers of a row before those that the kernel wants
 
 
 class PointerTable:
     """The tensors of one launch, all on one device.
 
     Attributes:
-        rows: int64 ``[tensors, 2 + columns]`` on the device.
-        tensor_of_program: int32 ``[programs]`` on the device.
         columns: numbers per row.
         block, chunk: elements per block and per program.
     """
 
     def __init__(self, device: torch.device, numels: list[int], columns: list[list[int]]) -> None:
-        self.block = block_size(device)
+        self.device, self.block = device, block_size(device)
         self.chunk = self.block * BLOCKS_PER_PROGRAM
-        self.columns = 2 + len(columns[0])
-        programs = tuple(-(-numel // self.chunk) for numel in numels)
-        flat = array("q")
+        self.columns = _BEFORE + len(columns[0])
+        self._programs = [-(-numel // self.chunk) for numel in numels]
+        self._rows = array("q")
         first_program = 0
-        for numel, count, row in zip(numels, programs, columns, strict=True):
-            flat.extend((numel, first_program, *row))
+        for numel, count, row in zip(numels, self._programs, columns, strict=True):
+            self._rows.extend((numel, first_program, *row))
             first_program += count
-        self.rows = _to_device(torch.frombuffer(flat, dtype=torch.int64), device)
-        self.tensor_of_program = _tensor_of_program(programs, device)
+        self.programs = first_program
+
+    def set_column(self, column: int, numbers: Sequence[int]) -> None:
+        """Write one number per row."""
+        self._rows[_BEFORE + column :: self.columns] = array("q", numbers)
+
+    def on_device(self, tables: DeviceTables) -> tuple[Tensor, Tensor]:
+        """The rows as they are now, int64 ``[tensors, columns]``; and the tensor of each program, int32 ``[programs]``.
+
+        ``tables`` serves this table alone.
+        """
+        rows = tables.upload(torch.frombuffer(self._rows, dtype=torch.int64), self.device)
+        return rows, tables.get("programs", self.device, lambda: self._tensor_of_program(tables))
+
+    def _tensor_of_program(self, tables: DeviceTables) -> Tensor:
+        """[0, 0, 0, 1, 2, 2, ...]: as many of each index as that tensor has programs."""
+        indices = torch.arange(len(self._programs), dtype=torch.int32, device="cpu")
+        return tables.upload(indices.repeat_interleave(torch.tensor(self._programs, device="cpu")), self.device)
 
     @property
     def grid(self) -> tuple[int]:
         """Number of programs."""
-        return (self.tensor_of_program.numel(),)
+        return (self.programs,)
 
     @property
     def constants(self) -> dict[str, int]:
         """What :func:`program_part` has to know when the kernel is compiled."""
         return {"COLUMNS": self.columns, "CHUNK": self.chunk, "BLOCK": self.block}
-
-
-@cached_outside_graphs
-def _tensor_of_program(programs: tuple[int, ...], device: torch.device) -> Tensor:
-    """[0, 0, 0, 1, 2, 2, ...]: as many of each index as that tensor has programs."""
-    indices = torch.arange(len(programs), dtype=torch.int32, device="cpu")
-    return _to_device(indices.repeat_interleave(torch.tensor(programs, device="cpu")), device)
-
-
-def _to_device(table: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; the host does not wait for it."""
-    if device.type == "cpu":
-        return table
-    pinned = table.pin_memory()
-    copied = pinned.to(device, non_blocking=True)
-    if capturing():
-        _held_for_graphs.extend((pinned, copied))
-    return copied
 
 
 def is_aligned(addresses: list[int]) -> bool:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from .launch import OPTIONS, on
+from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, elements, is_aligned, load, program_part, store
 
 
@@ -30,8 +30,7 @@ def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], tabl
         with on(device):
             tensors = PointerTable(device, [row[0] for row in rows], [row[1:] for row in rows])
             _rank_codes_kernel[tensors.grid](
-                tensors.rows,
-                tensors.tensor_of_program,
+                *tensors.on_device(DeviceTables()),
                 table.to(device).contiguous(),
                 **tensors.constants,
                 ALIGNED=aligned,

@@ -1,24 +1,57 @@
 """The fused RoAST step: which parameters share a launch, and what the launch is given.
 
-One launch serves all parameters of a device that agree in dtypes, alignment and kind of placement.
+One launch serves all parameters of a device that agree in dtypes, alignment and kind of position.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from ctypes import c_float
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import reference
-from ..backend import Placement, Selection
-from .importance import FLOAT_TYPES
-from .launch import OPTIONS, cached_outside_graphs, on
+from ..plan import StepPlan, check_options, gradients
+from ..step import SCALARS, Selection, StepOptions, StepRow
+from ..tensor_facts import Facts, facts
+from .importance import FLOAT_TYPES, accumulate_importance_
+from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, is_aligned
-from .roast_adamw_kernel import roast_adamw_kernel
+from .roast_adamw_kernel import COLUMNS, roast_adamw_kernel
+
+# Numbers that the kernel takes as they are, by name.
+_NUMBERS = [name for name, kind in SCALARS.items() if kind == "double" and name not in ("lr", "beta1", "beta2")]
+_GRAD, _STEP = COLUMNS.index("grad"), COLUMNS.index("step")
+_shape_of, _device_of = attrgetter("shape"), attrgetter("device")
+
+
+def plan(rows: Sequence[StepRow]) -> StepPlan:
+    """A plan for many steps with these rows.
+
+    Raises:
+        ValueError: rows with different tensors, tensors of a row that differ in device or shape, or freed memory.
+    """
+    return _Plan(rows)
+
+
+def roast_adamw_(rows: Sequence[StepRow], options: StepOptions) -> None:
+    """One step, in place; see :func:`..reference.roast_adamw_`. The host does not wait for the device.
+
+    Masks and importance are the reference's bit for bit. Values agree to rounding: arithmetic is in float32 and each
+    result is rounded once. With ``capturable`` the step counts are read on the device; so is a learning rate that is a
+    tensor there. What is not contiguous or not of dtype float32, bfloat16 or float16 takes the reference, and so does
+    everything if a beta is a tensor on the device.
+
+    Raises:
+        ValueError: rows with different tensors, tensors of a row that differ in device or shape, or ``capturable`` with
+            step counts elsewhere.
+    """
+    _Plan(rows).step(gradients(rows), options)
 
 
 class Variant(NamedTuple):
@@ -32,142 +65,189 @@ class Variant(NamedTuple):
     run: bool  # the elements lie side by side in the whole parameter and begin at a multiple of four
 
 
-def roast_adamw_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    state_steps: list[Tensor],
-    importances: list[Tensor],
-    rank_codes: list[Tensor],
-    placements: list[Placement],
-    *,
-    lr: float | Tensor,
-    beta1: float | Tensor,
-    beta2: float | Tensor,
-    eps: float,
-    weight_decay: float,
-    amsgrad: bool,
-    maximize: bool,
-    capturable: bool,
-    accumulate: bool,
-    selection: Selection | None,
-) -> None:
-    """One step, in place; see :func:`..reference.roast_adamw_`. The host does not wait for the device.
+class _Plan(StepPlan):
+    """The launches of a step. They depend on the gradients too, by dtype, alignment and layout, which rarely change."""
 
-    Masks and importance are the reference's bit for bit. Values agree to rounding: arithmetic is in float32 and each
-    result is rounded once. With ``capturable`` the step counts are read on the device; so is a learning rate that is a
-    tensor there. What is not contiguous or not of dtype float32, bfloat16 or float16 takes the reference, and so does
-    everything if a beta is a tensor on the device.
+    def __init__(self, rows: Sequence[StepRow]) -> None:
+        super().__init__(rows)
+        for row in self.rows():
+            _check_same_place(row)
+        self._shapes, self._devices = list(map(_shape_of, self.params)), list(map(_device_of, self.params))
+        # On the host a count is a number that is read and written where it lies: torch takes a microsecond for each.
+        steps = [row.step for row in rows]
+        on_host = all(step.is_cpu and step.dtype is torch.float32 for step in steps)
+        self._counts = [c_float.from_address(step.data_ptr()) for step in steps] if on_host else None
+        self._grads_of_launches: tuple[Sequence[object], Sequence[int], list[bool]] | None = None
+        self._launches: list[_Launch] = []
+        self._by_reference: list[int] = []
 
-    Raises:
-        ValueError: the tensors of a parameter differ in device or shape, or ``capturable`` with step counts elsewhere.
-    """
-    lists = [
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        max_exp_avg_sqs if amsgrad else [],
-        importances if accumulate else [],
-        rank_codes if selection is not None else [],
-    ]
-    given = [column for column, tensors in enumerate(lists) if tensors]
-    betas_on_device = any(isinstance(beta, Tensor) and beta.is_cuda for beta in (beta1, beta2))
-    members: dict[Variant | None, list[int]] = defaultdict(list)
-    addresses = [[0] * len(lists) for _ in params]
-    for i, tensors in enumerate(zip(*(lists[column] for column in given), strict=True)):
-        for column, tensor in zip(given, tensors, strict=True):
-            addresses[i][column] = tensor.data_ptr()
-        variant = None if betas_on_device else _variant(tensors, addresses[i], placements[i])
-        members[variant].append(i)
-        if capturable and state_steps[i].device != tensors[0].device:
-            raise ValueError(
-                f"capturable=True with a step count on {state_steps[i].device} and a parameter on {tensors[0].device}; "
-                "move the step count there"
-            )
+    def accumulate(self, grads: Sequence[Tensor]) -> None:
+        accumulate_importance_(self.importances(), list(grads), self.held_for_graphs)
 
-    for variant, indices in members.items():
-        steps = [state_steps[i] for i in indices]
-        if variant is None:
-            some = [[tensors[i] for i in indices] if tensors else [] for tensors in lists]
-            reference.roast_adamw_(
-                some[0], some[1], some[2], some[3], some[4], steps, some[5], some[6], [placements[i] for i in indices],
-                lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize,
-                capturable=capturable, accumulate=accumulate, selection=selection,
-            )  # fmt: skip
-            continue
-        torch._foreach_add_(steps, 1.0)
-        columns = [
-            [*addresses[i], step.data_ptr() if capturable else int(step), *placements[i]]
-            for i, step in zip(indices, steps, strict=True)
+    def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
+        check_options(self.names, options)
+        self._check_gradients(grads)
+        if options.capturable:
+            self._check_step_counts()
+        if any(isinstance(beta, Tensor) and beta.is_cuda for beta in (options.beta1, options.beta2)):
+            reference.roast_adamw_(self.rows(grads), options)
+            return
+        found = facts(grads)
+        addresses = found.addresses
+        self._find_launches(grads, found, addresses)
+        counts = self._counted(options.capturable)
+        for launch in self._launches:
+            launch.run(addresses, counts, options)
+        if self._by_reference:
+            rows = self.rows(grads)
+            reference.roast_adamw_([rows[i] for i in self._by_reference], options)
+
+    def _check_gradients(self, grads: Sequence[Tensor]) -> None:
+        # Facts tell neither a shape of the same size nor, before they are compared, another device.
+        if list(map(_shape_of, grads)) != self._shapes or list(map(_device_of, grads)) != self._devices:
+            for row in self.rows(grads):
+                _check_same_place(row)
+
+    def _check_step_counts(self) -> None:
+        for row in self.rows():
+            if row.step.device != row.param.device:
+                raise ValueError(
+                    f"capturable=True with a step count on {row.step.device} and a parameter on {row.param.device}; "
+                    "move the step count there"
+                )
+
+    def _find_launches(self, grads: Sequence[Tensor], found: Facts, addresses: Sequence[int]) -> None:
+        aligned = [address & 15 == 0 for address in addresses]
+        kinds = (found.kinds, found.contiguous, aligned)
+        if kinds == self._grads_of_launches:
+            return
+        members: dict[Variant | None, list[int]] = {}
+        rows = self.rows()
+        for i, (row, grad, on_edge) in enumerate(zip(rows, grads, aligned, strict=True)):
+            members.setdefault(_variant(row, grad, on_edge), []).append(i)
+        self._by_reference = members.pop(None, [])
+        self._launches = [
+            _Launch(variant, [rows[i] for i in indices], indices, DeviceTables(self.held_for_graphs))
+            for variant, indices in members.items()
+            if variant is not None
         ]
+        self._grads_of_launches = kinds
+
+    def _counted(self, on_device: bool) -> list[int]:
+        """Increments the step counts of the launches, not the reference's; returns all counts, or where they lie."""
+        if self._counts is not None and not self._by_reference and not on_device:
+            counted = [count.value + 1.0 for count in self._counts]
+            for count, number in zip(self._counts, counted, strict=True):
+                count.value = number
+            return list(map(int, counted))
+        steps = [row.step for row in self.rows()]
+        if self._launches:
+            torch._foreach_add_([steps[i] for launch in self._launches for i in launch.indices], 1.0)
+        return [step.data_ptr() if on_device else int(step) for step in steps]
+
+
+class _Launch:
+    """The rows of one variant, and the table of their addresses; what a step changes in it is written anew."""
+
+    def __init__(self, variant: Variant, rows: list[StepRow], indices: list[int], tables: DeviceTables) -> None:
+        self.variant, self.indices, self._tables = variant, indices, tables
+        self._params = [row.param for row in rows]
+        self._names = [name for name, _ in rows[0].tensors()]
+        columns = []
+        for row in rows:
+            addresses = {name: tensor.data_ptr() for name, tensor in row.tensors()} | row.position._asdict()
+            columns.append([addresses.get(name, 0) for name in COLUMNS])
+        self._table = PointerTable(variant.device, [param.numel() for param in self._params], columns)
+
+    def run(self, grads: Sequence[int], counts: Sequence[int], options: StepOptions) -> None:
+        """Launch; addresses of gradients and step counts, or their addresses with ``capturable``, are of all rows."""
+        variant, selection, lr = self.variant, options.selection, options.lr
+        for column, numbers in ((_GRAD, grads), (_STEP, counts)):
+            are_own = len(numbers) == len(self.indices)
+            self._table.set_column(column, numbers if are_own else [numbers[i] for i in self.indices])
+        lr_on_device = isinstance(lr, Tensor) and lr.device == variant.device
         with on(variant.device):
-            table = PointerTable(variant.device, [params[i].numel() for i in indices], columns)
-            roast_adamw_kernel[table.grid](
-                table.rows,
-                table.tensor_of_program,
-                None if selection is None else _packed_tables(selection.thresholds, selection.rescaling),
+            roast_adamw_kernel[self._table.grid](
+                *self._table.on_device(self._tables),
+                None if selection is None else _packed(selection, variant.device, self._tables),
                 _as_int32(selection.seed) if selection else 0,
                 _as_int32(selection.seed >> 32) if selection else 0,
                 _as_int32(selection.draw_number or 0) if selection else 0,
-                lr if isinstance(lr, Tensor) and lr.device == variant.device else float(lr),
-                float(weight_decay),
-                float(eps),
-                float(beta1),
-                1.0 - float(beta1),
-                _log(float(beta1)),
-                float(beta2),
-                1.0 - float(beta2),
-                _log(float(beta2)),
-                **table.constants,
-                PARAM_TYPE=FLOAT_TYPES[variant.param],
-                GRAD_TYPE=FLOAT_TYPES[variant.grad],
-                STATE_TYPE=FLOAT_TYPES[variant.state],
-                LARGEST=torch.finfo(variant.grad).max,
+                lr=lr if lr_on_device else float(lr),
+                **{name: float(getattr(options, name)) for name in _NUMBERS},
+                **_powers("beta1", float(options.beta1)),
+                **_powers("beta2", float(options.beta2)),
+                **self._table.constants,
+                **dtype_constants(variant.param, variant.grad, variant.state),
+                **step_constants(options, self._names),
                 ALIGNED=variant.aligned,
                 RUN=variant.run,
-                ACCUMULATE=accumulate,
-                SELECT=selection is not None,
-                DRAW_BY_STEP=selection is not None and selection.draw_number is None,
-                AMSGRAD=amsgrad,
-                MAXIMIZE=maximize,
-                STEP_ON_DEVICE=capturable,
-                LR_ON_DEVICE=isinstance(lr, Tensor) and lr.device == variant.device,
+                LR_ON_DEVICE=lr_on_device,
                 **OPTIONS,
             )
-        increment_version([params[i] for i in indices])  # as every in-place operation of torch, for autograd to notice
+        increment_version(self._params)  # as every in-place operation of torch, for autograd to notice
 
 
-def _variant(tensors: tuple[Tensor, ...], addresses: list[int], placement: Placement) -> Variant | None:
-    """The launch that a parameter belongs to; None: the reference."""
-    param, grad, exp_avg, exp_avg_sq = tensors[:4]
-    device, shape, contiguous = param.device, param.shape, True
-    for tensor in tensors:
-        if tensor.device != device or tensor.shape != shape:
+def step_constants(options: StepOptions, names: Collection[str]) -> dict[str, bool]:
+    """What of a step with these options and tensors is compiled into the kernel."""
+    selection = options.selection
+    return {
+        "ACCUMULATE": options.accumulate,
+        "SELECT": selection is not None,
+        "DRAW_BY_STEP": selection is not None and selection.draw_number is None,
+        "AMSGRAD": "max_exp_avg_sq" in names,
+        "MAXIMIZE": options.maximize,
+        "STEP_ON_DEVICE": options.capturable,
+        "MASK_UPDATE": selection is not None and selection.acts_on == "update",
+        "RETURN": options.returns_to_pretrained,
+        "RETURN_BY_RANK": options.returns_to_pretrained and options.pretrained_decay_by == "rank",
+    }
+
+
+def dtype_constants(param: torch.dtype, grad: torch.dtype, state: torch.dtype) -> dict[str, Any]:
+    """The dtypes that are compiled into the kernel."""
+    types = {"PARAM_TYPE": FLOAT_TYPES[param], "GRAD_TYPE": FLOAT_TYPES[grad], "STATE_TYPE": FLOAT_TYPES[state]}
+    return {**types, "LARGEST": torch.finfo(grad).max}
+
+
+def _check_same_place(row: StepRow) -> None:
+    """Raise ValueError unless all tensors of the row, the step count apart, have its parameter's device and shape."""
+    device, shape = row.param.device, row.param.shape
+    for name, tensor in row.tensors():
+        if name != "step" and (tensor.device != device or tensor.shape != shape):
             raise ValueError(
                 f"a parameter of shape {tuple(shape)} on {device} came with a tensor of shape {tuple(tensor.shape)} on "
-                f"{tensor.device}; all tensors of a parameter must agree"
+                f"{tensor.device} ({name}); all tensors of a parameter must agree"
             )
-        contiguous = contiguous and tensor.is_contiguous()
-    dtypes = (param.dtype, grad.dtype, exp_avg.dtype)
-    if not contiguous or exp_avg_sq.dtype != exp_avg.dtype or not FLOAT_TYPES.keys() >= set(dtypes):
+
+
+def _variant(row: StepRow, grad: Tensor, grad_is_aligned: bool) -> Variant | None:
+    """The launch that a row belongs to with a gradient; None: the reference."""
+    tensors = [tensor for name, tensor in row.tensors() if name != "step"]
+    dtypes = (row.param.dtype, grad.dtype, row.exp_avg.dtype)
+    contiguous = grad.is_contiguous() and all(tensor.is_contiguous() for tensor in tensors)
+    if not contiguous or not row.has_usual_dtypes() or not FLOAT_TYPES.keys() >= set(dtypes):
         return None
-    run = placement.inner_length >= param.numel() and placement.first_index % 4 == 0
-    return Variant(device, *dtypes, is_aligned(addresses), run)
+    aligned = grad_is_aligned and is_aligned([tensor.data_ptr() for tensor in tensors])
+    run = row.position.inner_length >= row.param.numel() and row.position.first_index % 4 == 0
+    return Variant(row.param.device, *dtypes, aligned, run)
 
 
-@cached_outside_graphs
-def _packed_tables(thresholds: Tensor, rescaling: Tensor) -> Tensor:
+def _packed(selection: Selection, device: torch.device, tables: DeviceTables) -> Tensor:
     """Threshold and the bits of the rescaling factor side by side, so that one access fetches both; int64 ``[256]``."""
-    return (rescaling.view(torch.int32).to(torch.int64) << 32) | thresholds
+    thresholds, rescaling = selection.thresholds, selection.rescaling
+
+    def pack() -> Tensor:
+        return (rescaling.view(torch.int32).to(torch.int64) << 32) | thresholds
+
+    return tables.get("selection", device, pack, made_of=(thresholds, rescaling))
+
+
+def _powers(name: str, beta: float) -> dict[str, float]:
+    """Beta, 1 - beta, and its logarithm, as the kernel calls them."""
+    return {name: beta, f"one_minus_{name}": 1.0 - beta, f"log_{name}": math.log(beta) if beta > 0 else -math.inf}
 
 
 def _as_int32(word: int) -> int:
     """The lower 32 bits, as the signed number that triton passes as int32 whatever its value."""
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
-
-
-def _log(beta: float) -> float:
-    return math.log(beta) if beta > 0 else -math.inf

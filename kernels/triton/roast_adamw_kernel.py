@@ -14,24 +14,28 @@ import torch
 import triton
 import triton.language as tl
 
+from ..step import TENSORS, Position
 from .draw import words_of_run, words_of_shard
 from .importance import add_squares
 from .pointer_table import elements, load, program_part, store
 
-# Columns of the pointer table: addresses (0 for tensors that are not needed), then numbers.
-PARAM = tl.constexpr(0)
-GRAD = tl.constexpr(1)
-EXP_AVG = tl.constexpr(2)
-EXP_AVG_SQ = tl.constexpr(3)
-MAX_EXP_AVG_SQ = tl.constexpr(4)
-IMPORTANCE = tl.constexpr(5)
-RANK_CODE = tl.constexpr(6)
-STEP = tl.constexpr(7)  # the count, or its address where it is read on the device
-PARAMETER_ID = tl.constexpr(8)
-FIRST_INDEX = tl.constexpr(9)
-INNER_LENGTH = tl.constexpr(10)
-OUTER_STRIDE = tl.constexpr(11)
+# Columns of the pointer table: an address per tensor (0: there is none), then where the parameter lies in its whole.
+COLUMNS = (*TENSORS, *Position._fields)
+PARAM = tl.constexpr(COLUMNS.index("param"))
+GRAD = tl.constexpr(COLUMNS.index("grad"))
+STEP = tl.constexpr(COLUMNS.index("step"))  # the count, or its address where it is read on the device
+EXP_AVG = tl.constexpr(COLUMNS.index("exp_avg"))
+EXP_AVG_SQ = tl.constexpr(COLUMNS.index("exp_avg_sq"))
+MAX_EXP_AVG_SQ = tl.constexpr(COLUMNS.index("max_exp_avg_sq"))
+IMPORTANCE = tl.constexpr(COLUMNS.index("importance"))
+RANK_CODE = tl.constexpr(COLUMNS.index("rank_code"))
+PRETRAINED = tl.constexpr(COLUMNS.index("pretrained"))
+PARAMETER_ID = tl.constexpr(COLUMNS.index("parameter_id"))
+FIRST_INDEX = tl.constexpr(COLUMNS.index("first_index"))
+INNER_LENGTH = tl.constexpr(COLUMNS.index("inner_length"))
+OUTER_STRIDE = tl.constexpr(COLUMNS.index("outer_stride"))
 
+SMALLEST_PROBABILITY = tl.constexpr(2.0**-32)
 SMALLEST_NORMAL = tl.constexpr(torch.finfo(torch.float32).tiny)
 INFINITY = tl.constexpr(math.inf)
 
@@ -53,6 +57,7 @@ def roast_adamw_kernel(
     beta2,
     one_minus_beta2,
     log_beta2,
+    pretrained_decay,
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -69,6 +74,9 @@ def roast_adamw_kernel(
     MAXIMIZE: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
+    MASK_UPDATE: tl.constexpr,
+    RETURN: tl.constexpr,
+    RETURN_BY_RANK: tl.constexpr,
 ):
     row, begin, full, end = program_part(rows, tensor_of_program, COLUMNS, CHUNK, BLOCK)
     step = tl.load(row + STEP)
@@ -88,29 +96,30 @@ def roast_adamw_kernel(
     negative_step_size = -lr * correction / one_minus_power(log_beta1, step.to(tl.float32))
     eps = eps * correction
     decay = 1.0 - lr * weight_decay
+    return_rate = lr * pretrained_decay
 
     for start in range(begin, full, BLOCK):
         _step_block(
-            row, start, None, selection_table, parameter, draw, key0, key1, decay, negative_step_size, eps,
+            row, start, None, selection_table, parameter, draw, key0, key1, decay, return_rate, negative_step_size, eps,
             beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK, PARAM_TYPE, GRAD_TYPE, STATE_TYPE, LARGEST,
-            ALIGNED, RUN, ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, False,
+            ALIGNED, RUN, ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, MASK_UPDATE, RETURN, RETURN_BY_RANK, False,
         )  # fmt: skip
     if full < end:
         mask = tl.arange(0, BLOCK) < end - full
         _step_block(
-            row, full, mask, selection_table, parameter, draw, key0, key1, decay, negative_step_size, eps,
+            row, full, mask, selection_table, parameter, draw, key0, key1, decay, return_rate, negative_step_size, eps,
             beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK, PARAM_TYPE, GRAD_TYPE, STATE_TYPE, LARGEST,
-            ALIGNED, RUN, ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, True,
+            ALIGNED, RUN, ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, MASK_UPDATE, RETURN, RETURN_BY_RANK, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _step_block(
-    row, start, mask, selection_table, parameter, draw, key0, key1, decay, negative_step_size, eps,
+    row, start, mask, selection_table, parameter, draw, key0, key1, decay, return_rate, negative_step_size, eps,
     beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK: tl.constexpr, PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr, STATE_TYPE: tl.constexpr, LARGEST: tl.constexpr, ALIGNED: tl.constexpr,
     RUN: tl.constexpr, ACCUMULATE: tl.constexpr, SELECT: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASK_UPDATE: tl.constexpr, RETURN: tl.constexpr, RETURN_BY_RANK: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The step of BLOCK elements. Tensors are fetched one after the other where they are used, to save registers."""
     grad = load(elements(row, GRAD, start, GRAD_TYPE, ALIGNED, BLOCK), mask, MASKED).to(tl.float32)
@@ -129,7 +138,11 @@ def _step_block(
             words = words_of_shard(
                 start, first_index, inner_length, outer_stride, parameter, draw, key0, key1, BLOCK
             )  # fmt: skip
-        grad = _selected_gradient(grad, rank_code, words, selection_table, GRAD_TYPE, LARGEST)
+        entry = tl.load(selection_table + rank_code.to(tl.int32)).to(tl.uint64, bitcast=True)
+        threshold = entry.to(tl.uint32)
+        kept = words < threshold
+        if not MASK_UPDATE:
+            grad = tl.where(kept, _rescaled(grad, entry, GRAD_TYPE, LARGEST), 0.0)
     if MAXIMIZE:
         grad = -grad
 
@@ -151,18 +164,29 @@ def _step_block(
     pointers = elements(row, PARAM, start, PARAM_TYPE, ALIGNED, BLOCK)
     param = load(pointers, mask, MASKED).to(tl.float32)
     update = exp_avg / (_square_root(exp_avg_sq) + eps)
-    store(pointers, tl.fma(update, negative_step_size, param * decay), mask, MASKED)
+    if RETURN or MASK_UPDATE:
+        param = param * decay
+        if RETURN:
+            pretrained = load(elements(row, PRETRAINED, start, STATE_TYPE, ALIGNED, BLOCK), mask, MASKED)
+            if RETURN_BY_RANK:
+                return_rate = return_rate * ((0 - threshold).to(tl.float32) * SMALLEST_PROBABILITY)
+            param = tl.fma(pretrained.to(tl.float32) - param, return_rate, param)
+        moved = tl.fma(update, negative_step_size, param)
+        if MASK_UPDATE:
+            moved = tl.where(kept, moved, param)
+        store(pointers, moved, mask, MASKED)
+    else:
+        store(pointers, tl.fma(update, negative_step_size, param * decay), mask, MASKED)
 
 
 @triton.jit
-def _selected_gradient(grad, rank_code, words, selection_table, GRAD_TYPE: tl.constexpr, LARGEST: tl.constexpr):
-    """(m / p) * g, rounded to and saturating at the range of the gradient's dtype; non-finite g passes if kept."""
-    entry = tl.load(selection_table + rank_code.to(tl.int32)).to(tl.uint64, bitcast=True)
+def _rescaled(grad, entry, GRAD_TYPE: tl.constexpr, LARGEST: tl.constexpr):
+    """The gradient over p, rounded to and saturating at the range of the gradient's dtype; non-finite g passes."""
     rescaling = (entry >> 32).to(tl.uint32).to(tl.float32, bitcast=True)
     limit = tl.where(tl.abs(grad) <= LARGEST, LARGEST, INFINITY)
     scaled = tl.maximum(grad * rescaling, -limit, propagate_nan=tl.PropagateNan.ALL)
     scaled = tl.minimum(scaled, limit, propagate_nan=tl.PropagateNan.ALL)
-    return tl.where(words < entry.to(tl.uint32), scaled.to(GRAD_TYPE).to(tl.float32), 0.0)
+    return scaled.to(GRAD_TYPE).to(tl.float32)
 
 
 @triton.jit

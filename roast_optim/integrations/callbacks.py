@@ -24,7 +24,7 @@ def roast_optimizer(optimizer: object) -> RoastAdamW:
 
 def refresh_at_epoch_end(optimizer: RoastAdamW) -> None:
     """Refresh the ranks, unless the optimizer does so by itself or no step was taken since the last refresh."""
-    if optimizer.options.refresh_every is None and optimizer._steps_since_refresh() > 0:
+    if optimizer.options.refresh_every is None and optimizer.steps_since_refresh > 0:
         optimizer.refresh()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adversarial import AdversarialEmbedding
-from ..embedding_block import unwrapped
 from ..losses import IGNORED_LABEL
-from ..model_call import ModelCall
+from ..model_call import predicts_next_label
+from ..model_output import TaskLoss
+from ..model_wrappers import unwrapped
 from ..optimizer import RoastAdamW
-from ..param_groups import selective_param_groups
+from ..options import OPTIONS, config_field
+from ..param_groups import always_updated_param_groups, selective_param_groups
 from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer
 
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")  # what TrainingArguments.optim says if nobody sets it
@@ -30,31 +32,19 @@ class RoastConfig:
     :class:`.RoastAdamW` and :class:`.AdversarialEmbedding` for what each option does; values out of range raise there.
     """
 
-    alpha: float = field(
-        default=0.9, metadata={"help": "Percentile rank of importance at which an element is updated half the time."}
-    )
-    beta: float = field(default=10.0, metadata={"help": "How sharply the keep probability rises around alpha."})
-    refresh_every: int | None = field(
-        default=None, metadata={"help": "Optimizer steps between refreshes of the ranks. Default: an epoch."}
-    )
-    mask_schedule: str = field(
-        default="step", metadata={"help": '"step": new masks at every step; "refresh": at every refresh.'}
-    )
-    rescale: bool = field(default=True, metadata={"help": "Divide a kept gradient by its keep probability."})
-    selective: bool = field(
-        default=True, metadata={"help": "Train the transformer blocks selectively; otherwise the optimizer is AdamW."}
-    )
-    importance: str = field(
-        default="gradient", metadata={"help": '"gradient", or for ablations "random" or "magnitude".'}
-    )
-    importance_every: int = field(default=1, metadata={"help": "Accumulate importance at every k-th step only."})
+    alpha: float = config_field("alpha")
+    beta: float = config_field("beta")
+    refresh_every: int | None = config_field("refresh_every", "The Trainer does so after every epoch.")
+    mask_schedule: str = config_field("mask_schedule")
+    rescale: bool = config_field("rescale")
+    selective: bool = config_field("selective", "Of the transformer blocks; all else is always updated.")
+    importance: str = config_field("importance")
+    importance_every: int = config_field("importance_every")
     always_update: list[str] | None = field(
         default=None, metadata={"help": "Regular expressions of names that are never selective."}
     )
-    state_dtype: str | None = field(
-        default=None, metadata={"help": 'Dtype of the moments, as "float32". Default: that of the parameter.'}
-    )
-    backend: str = field(default="auto", metadata={"help": '"auto", "triton", "native" or "reference".'})
+    state_dtype: str | None = config_field("state_dtype", 'Its name, as "float32".')
+    backend: str = config_field("backend")
     step_size: float = field(default=0.1, metadata={"help": "Length of the perturbation of each token."})
     consistency_weight: float = field(default=0.01, metadata={"help": "Weight of the consistency loss."})
     adversarial_weight: float = field(
@@ -62,6 +52,10 @@ class RoastConfig:
     )
     clean_weight: float = field(default=1.0, metadata={"help": "Weight of the task loss of the clean pass."})
     norm: str = field(default="linf", metadata={"help": 'In which step_size is measured: "linf", "sign" or "l2".'})
+    scale: str = field(
+        default="absolute",
+        metadata={"help": '"absolute", or "relative": step_size is a share of the length of each token\'s embedding.'},
+    )
     embedding: str | None = field(
         default=None, metadata={"help": '"word": perturb the word embeddings, not the whole embedding block.'}
     )
@@ -74,28 +68,25 @@ class RoastConfig:
         """The optimizer for the trainable parameters of ``model``.
 
         Raises:
-            ValueError: an option is out of range, or the model has no transformer blocks.
+            ValueError: an option is out of range, or the model has no transformer blocks and ``selective`` is True.
         """
         state_dtype = getattr(torch, self.state_dtype, None) if self.state_dtype else None
         if self.state_dtype and not isinstance(state_dtype, torch.dtype):
             raise ValueError(f"state_dtype={self.state_dtype!r} is not the name of a torch dtype, such as 'float32'")
-        groups = selective_param_groups(model, args.weight_decay, self.always_update)
-        for group in groups:
-            group["selective"] = group["selective"] and self.selective
-        names = (
-            "alpha", "beta", "refresh_every", "mask_schedule", "rescale", "importance", "importance_every", "backend",
-        )  # fmt: skip
-        return RoastAdamW(
-            groups,
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-            seed=args.seed,
-            state_dtype=state_dtype,
-            **{name: getattr(self, name) for name in names},
-        )
+        if self.selective:
+            groups = selective_param_groups(model, args.weight_decay, self.always_update)
+        else:
+            groups = always_updated_param_groups(model, args.weight_decay)
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name in OPTIONS}
+        of_trainer = {
+            "lr": args.learning_rate,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "eps": args.adam_epsilon,
+            "seed": args.seed,
+        }
+        return RoastAdamW(groups, **{**own, **of_trainer, "state_dtype": state_dtype})
 
-    def make_adversary(self, model: nn.Module) -> _TrainerAdversary:
+    def make_adversary(self, model: nn.Module) -> AdversarialEmbedding:
         """The adversary of ``model``, which must not be wrapped, sharded or compiled yet.
 
         Raises:
@@ -103,8 +94,9 @@ class RoastConfig:
         """
         names = (
             "step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "embedding", "gradient",
+            "scale",
         )  # fmt: skip
-        return _TrainerAdversary(model, **{name: getattr(self, name) for name in names})
+        return AdversarialEmbedding(model, **{name: getattr(self, name) for name in names})
 
 
 class RoastCallback(TrainerCallback):
@@ -153,26 +145,18 @@ class RoastCallback(TrainerCallback):
             )
 
 
-class _TrainerAdversary(AdversarialEmbedding):
-    """Knows what became of the Trainer's ``num_items_in_batch``, the items of all accumulated micro-batches.
+def _is_roast(optimizer: object) -> bool:
+    try:
+        roast_optimizer(optimizer)
+    except ValueError:
+        return False
+    return True
 
-    Attributes:
-        given_divisor: what ``loss_fn`` divides its loss by; None: it averages.
-        loss_is_divided: whether the loss of the last call was divided by ``num_items_in_batch``.
-    """
 
-    given_divisor: Any = None
-    loss_is_divided: bool = False
-
-    def _labels_are_shifted(self, call: ModelCall) -> bool:
-        return call.labels_are_shifted  # whoever computes the loss, the Trainer's labels are the model's
-
-    def _differentiate(self, result: Any, call: Any, held: list[Tensor]) -> list[Tensor | None]:
-        gradients = super()._differentiate(result, call, held)
-        if self.loss_fn is not None:
-            result.loss_divisor = self.given_divisor
-        self.loss_is_divided = result.loss_divisor is not None
-        return gradients
+def _loss_in(outputs: Any) -> Tensor:
+    """Where the Trainer looks for the loss."""
+    loss: Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+    return loss
 
 
 class RoastTrainer(Trainer):
@@ -188,36 +172,39 @@ class RoastTrainer(Trainer):
     Args:
         *args: of ``transformers.Trainer``.
         roast: the options; None: the defaults.
-        **kwargs: of ``transformers.Trainer``. An optimizer passed in ``optimizers`` must be a RoastAdamW; then the
-            options of ``roast`` for the optimizer have no effect.
+        **kwargs: of ``transformers.Trainer``. With an optimizer passed in ``optimizers``, which may be any, the options
+            of ``roast`` for the optimizer have no effect: with AdamW the adversary works alone.
 
     Attributes:
         adversary: computes the loss; made when training begins.
 
     Raises:
-        ValueError: another optimizer is asked for, or a way of training that cannot work: DataParallel (launch with
-            ``torchrun``), DeepSpeed or FSDP version 1, which flatten the parameters (use FSDP version 2).
+        ValueError: another optimizer is asked for in another way, or training in a way that cannot work: DataParallel
+            (launch with ``torchrun``), DeepSpeed or FSDP version 1, which flatten the parameters (use FSDP version 2).
     """
 
     def __init__(self, *args: Any, roast: RoastConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.roast = roast if roast is not None else RoastConfig()
-        self.adversary: _TrainerAdversary | None = None
+        self.adversary: AdversarialEmbedding | None = None
+        self._objective: Tensor | None = None
         self._loss_sums: dict[str, Tensor] = {}
         self._first_summed_step = 0
         self._check_arguments()
-        if not any(isinstance(callback, RoastCallback) for callback in self.callback_handler.callbacks):
+        has_callback = any(isinstance(callback, RoastCallback) for callback in self.callback_handler.callbacks)
+        if not has_callback and (self.optimizer is None or _is_roast(self.optimizer)):
             self.callback_handler.callbacks.insert(0, RoastCallback())  # before those that report the logs
 
     def _check_arguments(self) -> None:
-        if self.optimizer is not None:
-            roast_optimizer(self.optimizer)
         if self.optimizer_cls_and_kwargs is not None:
             raise ValueError(
                 "optimizer_cls_and_kwargs: RoastTrainer makes its own optimizer; pass roast=RoastConfig(...)"
             )
-        if self.args.optim not in _ADAMW_NAMES:
-            raise ValueError(f"optim={self.args.optim!r}: RoastTrainer makes its own optimizer; leave optim out")
+        if self.args.optim not in _ADAMW_NAMES and self.optimizer is None:
+            raise ValueError(
+                f"optim={self.args.optim!r}: RoastTrainer makes its own optimizer; leave optim out, or pass yours in "
+                "optimizers="
+            )
         if self.args.n_gpu > 1:
             raise ValueError("RoastTrainer does not support DataParallel: launch one process per GPU with torchrun")
         fsdp_version = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 2) if self.is_fsdp_enabled else 2
@@ -252,16 +239,22 @@ class RoastTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.adversary.model = model
         if self.compute_loss_func is None and self.label_smoother is None:
+            self.adversary.loss_fn = None
             objective: Any = self.adversary
             loss, outputs = super().compute_loss(objective, inputs, True, num_items_in_batch)
-            if num_items_in_batch is not None and not self.adversary.loss_is_divided:
+            self._objective = _loss_in(outputs).detach()
+            if num_items_in_batch is not None and self.adversary.loss_divisor is None:
                 # Classifiers of transformers take num_items_in_batch and average over the micro-batch all the same.
                 loss = loss * (self._items(inputs["labels"]) / num_items_in_batch)
         else:
-            self.adversary.loss_fn = partial(self._given_loss, num_items_in_batch=num_items_in_batch)
-            self.adversary.given_divisor = num_items_in_batch
+            self.adversary.loss_fn = TaskLoss(
+                partial(self._given_loss, num_items_in_batch=num_items_in_batch),
+                divisor=num_items_in_batch,
+                labels_are_shifted=True,  # whoever computes the loss, the Trainer's labels are the model's
+            )
             outputs = self.adversary(**inputs)
-            loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+            loss = _loss_in(outputs)
+            self._objective = loss.detach()
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
@@ -277,24 +270,20 @@ class RoastTrainer(Trainer):
             return self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
         assert self.label_smoother is not None
         model: Any = self.accelerator.unwrap_model(self.model)
-        predicts_next = model.can_generate() and not model.config.is_encoder_decoder
-        return self.label_smoother(outputs, labels, shift_labels=predicts_next, num_items_in_batch=num_items_in_batch)
+        return self.label_smoother(
+            outputs, labels, shift_labels=predicts_next_label(model), num_items_in_batch=num_items_in_batch
+        )
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The Trainer's step; keeps the parts of the loss for the logs."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        assert self.adversary is not None
-        weights = {
-            "task": self.roast.clean_weight,
-            "adversarial": self.roast.adversarial_weight,
-            "consistency": self.roast.consistency_weight,
-        }
+        if self.adversary is None or self._objective is None:  # a subclass computes its loss in another way
+            return loss
         parts = {name: part.float() for name, part in self.adversary.last_losses.items()}
-        # The Trainer has scaled the objective for accumulation and processes, each of its versions in its own way.
-        objective = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        scale = torch.where(objective == 0, 1.0, loss / objective)
+        # The objective was scaled for items, accumulation and processes, in each version of the Trainer differently.
+        scale = torch.where(self._objective == 0, 1.0, loss / self._objective)
         if not self._loss_sums:
             self._first_summed_step = self.state.global_step
         for name, part in parts.items():

@@ -8,17 +8,18 @@ This finds arguments that a launch passes and the compiler does not take, which 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks.kernels.compiled_kernels import TARGETS
 from roast_optim.kernels import triton as backend
-from roast_optim.kernels.backend import HISTOGRAM_BINS, Placement, Selection
+from roast_optim.kernels.step import HISTOGRAM_BINS, Position, Selection
 from roast_optim.kernels.triton import launch, pointer_table
+from tests.support.steps import OF_SELECTION, OPTIONAL, random_step
 
 TABLES = torch.full((256,), 2**31), torch.full((256,), 2.0)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,23 +44,23 @@ class NoGpu:
         return 0
 
 
-def step(dtype: torch.dtype = torch.float32, state_dtype: torch.dtype = torch.float32, **changes: Any) -> None:
-    """A step over two parameters, one of them unaligned."""
-    sizes = [5001, 3]
-
-    def tensors(dtype: torch.dtype) -> list[Tensor]:
-        return list(torch.zeros(sum(sizes), dtype=dtype).split(sizes))
-
-    options: dict[str, Any] = {
-        "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "amsgrad": False,
-        "maximize": False, "capturable": False, "accumulate": True, "selection": Selection(2**64 - 1, *TABLES, None),
-        **changes,
-    }  # fmt: skip
-    backend.roast_adamw_(
-        tensors(dtype), tensors(dtype), tensors(state_dtype), tensors(state_dtype),
-        tensors(state_dtype) if options["amsgrad"] else [], [torch.tensor(0.0) for _ in sizes],
-        tensors(torch.float32), tensors(torch.uint8), [Placement(0, 0, 5001, 0), Placement(1, 7, 2, 9)], **options,
-    )  # fmt: skip
+def step(
+    dtype: torch.dtype = torch.float32,
+    state_dtype: torch.dtype = torch.float32,
+    *,
+    more: Sequence[str] = (),
+    **changes: Any,
+) -> None:
+    """A step over two parameters, one of them unaligned; ``more`` tensors than those of selection."""
+    options: dict[str, Any] = {"selection": Selection(2**64 - 1, *TABLES, None), **changes}
+    random_step(
+        [(5001,), (3,)],
+        dtype=dtype,
+        moment_dtype=state_dtype,
+        positions=[Position(0, 0, 5001, 0), Position(1, 7, 2, 9)],
+        optional=(*OF_SELECTION, *more),
+        **options,
+    ).run(backend)
 
 
 def main(target: str) -> None:
@@ -79,7 +80,10 @@ def main(target: str) -> None:
         step(dtype, dtype)
     step(lr=torch.tensor(1e-3), capturable=True)
     step(lr=torch.tensor(1e-3, dtype=torch.float64), beta1=torch.tensor(0.9), beta2=0.0, weight_decay=0, eps=1)
-    step(selection=None, amsgrad=True, maximize=True)
+    step(selection=None, more=OPTIONAL, maximize=True)
+    for by, acts_on in (("uniform", "gradient"), ("rank", "update")):
+        chosen = Selection(7, *TABLES, None, acts_on)
+        step(pretrained_decay=0.1, pretrained_decay_by=by, selection=chosen)
     for draw_number in (0, 1, 16, 2**31):
         step(accumulate=False, selection=Selection(draw_number, *TABLES, draw_number))
     for dtype in FLOAT_DTYPES:

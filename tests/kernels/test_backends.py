@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from roast_optim.kernels.backend import HISTOGRAM_BINS, Placement, Selection, load_backend
+from roast_optim.kernels.backend import load_backend
+from roast_optim.kernels.step import HISTOGRAM_BINS, Position, Selection
 from tests.oracles import philox, ranks
 from tests.roast_optim.snapshot import assert_same_bits
+from tests.support.steps import random_step
 
 ALPHA, BETA, SEED = 0.5, 3.0, 2**40 + 7
 
@@ -73,27 +75,28 @@ def masked_gradient(
     backend: str,
     gradient: Tensor,
     codes: Tensor,
-    place: Placement,
+    place: Position,
     *,
     steps_before: int = 4,
     thresholds: npt.NDArray[np.uint64] | None = None,
 ) -> Tensor:
     """The first moment after a step with beta1 = 0: the gradient that AdamW sees."""
-    param, exp_avg, exp_avg_sq = (torch.zeros(gradient.shape) for _ in range(3))
     thresholds = philox.thresholds(ALPHA, BETA) if thresholds is None else thresholds
-    selection = Selection(
-        SEED,
-        torch.from_numpy(thresholds.astype(np.int64)),
-        torch.from_numpy(philox.rescaling_factors(ALPHA, BETA).copy()),
-        None,
+    step = random_step(
+        [tuple(gradient.shape)],
+        positions=[place],
+        steps=steps_before,
+        beta1=0.0,
+        weight_decay=0.0,
+        selection=Selection(
+            SEED,
+            torch.from_numpy(thresholds.astype(np.int64)),
+            torch.from_numpy(philox.rescaling_factors(ALPHA, BETA).copy()),
+            None,
+        ),
     )
-    load_backend(backend).roast_adamw_(
-        [param], [gradient], [exp_avg], [exp_avg_sq], [], [torch.tensor(float(steps_before))],
-        [torch.zeros(gradient.shape)], [codes], [place],
-        lr=1e-3, beta1=0.0, beta2=0.9, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, capturable=False,
-        accumulate=True, selection=selection,
-    )  # fmt: skip
-    return exp_avg
+    step.change(grad=gradient, exp_avg=torch.zeros(gradient.shape), rank_code=codes)
+    return step.run(load_backend(backend)).rows[0].exp_avg
 
 
 @pytest.mark.parametrize("rows", [slice(0, 5), slice(3, 8), slice(9, 10), slice(4, 4)], ids=str)
@@ -104,10 +107,10 @@ def test_a_shard_of_a_parameter_has_the_masks_of_the_whole(rows: slice, columns:
     kept = philox.keep_mask(codes.numpy(), ALPHA, BETA, seed=SEED, parameter_id=3, draw_number=5)
     factors = philox.rescaling_factors(ALPHA, BETA)[codes.numpy()]
     expected = np.where(kept, gradient.numpy() * factors, np.float32(0))
-    whole = masked_gradient(backend, gradient, codes, Placement.whole(3, 110))
+    whole = masked_gradient(backend, gradient, codes, Position.whole(3, 110))
     np.testing.assert_array_equal(whole.numpy(), expected)
     width = columns.stop - columns.start
-    place = Placement(3, rows.start * 11 + columns.start, width, 11)
+    place = Position(3, rows.start * 11 + columns.start, width, 11)
     part = masked_gradient(backend, gradient[rows, columns].clone(), codes[rows, columns].clone(), place)
     np.testing.assert_array_equal(part.numpy(), expected[rows, columns])
 
@@ -118,7 +121,7 @@ def test_a_shard_of_more_than_one_chunk_has_the_masks_of_the_whole(backend: str)
     kept = philox.keep_mask(codes.numpy(), ALPHA, BETA, seed=SEED, parameter_id=1, draw_number=5)
     for rows, columns in ((slice(0, 700), slice(100, 1_000)), (slice(101, 700), slice(0, 1_001))):
         width = columns.stop - columns.start
-        place = Placement(1, rows.start * 1_001 + columns.start, width, 1_001)
+        place = Position(1, rows.start * 1_001 + columns.start, width, 1_001)
         part = masked_gradient(backend, gradient[rows, columns].clone(), codes[rows, columns].clone(), place)
         np.testing.assert_array_equal(part.numpy() != 0, kept[rows, columns])
 
@@ -128,7 +131,7 @@ def test_a_shard_beyond_element_2_to_the_34_has_the_masks_of_the_whole(backend: 
     codes = torch.full((4, 5), 128, dtype=torch.uint8)
     elements = first + np.arange(20) // 5 * 13 + np.arange(20) % 5
     words = philox.random_words(SEED, 2, 5, elements).reshape(4, 5)
-    part = masked_gradient(backend, torch.ones(4, 5), codes, Placement(2, first, 5, 13))
+    part = masked_gradient(backend, torch.ones(4, 5), codes, Position(2, first, 5, 13))
     np.testing.assert_array_equal(part.numpy() != 0, words < philox.thresholds(ALPHA, BETA)[128])
 
 
@@ -136,7 +139,7 @@ def test_the_draw_number_is_exact_up_to_2_to_the_24(backend: str) -> None:
     """Steps are counted in float32, which holds every integer up to 2^24."""
     codes = torch.full((100,), 128, dtype=torch.uint8)
     kept = philox.keep_mask(codes.numpy(), ALPHA, BETA, seed=SEED, parameter_id=0, draw_number=2**24)
-    part = masked_gradient(backend, torch.ones(100), codes, Placement.whole(0, 100), steps_before=2**24 - 1)
+    part = masked_gradient(backend, torch.ones(100), codes, Position.whole(0, 100), steps_before=2**24 - 1)
     np.testing.assert_array_equal(part.numpy() != 0, kept)
 
 
@@ -145,7 +148,7 @@ def test_an_element_is_kept_only_if_its_word_is_below_the_threshold(above: int, 
     """Thresholds equal to the words themselves, half of which have their highest bit set."""
     thresholds = philox.random_words(SEED, 0, 5, np.arange(256)) + np.uint64(above)
     codes = torch.arange(256).to(torch.uint8)
-    part = masked_gradient(backend, torch.ones(256), codes, Placement.whole(0, 256), thresholds=thresholds)
+    part = masked_gradient(backend, torch.ones(256), codes, Position.whole(0, 256), thresholds=thresholds)
     assert ((part != 0) == keeps).all()
 
 
@@ -175,7 +178,7 @@ def test_results_do_not_depend_on_the_number_of_threads(backend: str) -> None:
         table = (torch.arange(HISTOGRAM_BINS) % 251).to(torch.uint8)
         module.assign_rank_codes_(importances, rank_codes, table)
         moments = [
-            masked_gradient(backend, gradient, codes, Placement.whole(index, gradient.numel()))
+            masked_gradient(backend, gradient, codes, Position.whole(index, gradient.numel()))
             for index, (gradient, codes) in enumerate(zip(gradients, rank_codes, strict=True))
         ]
         return [*accumulated, counts, *rank_codes, *moments]

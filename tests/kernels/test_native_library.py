@@ -13,7 +13,8 @@ import torch
 
 from roast_optim.kernels import native
 from roast_optim.kernels.native import library
-from tests.kernels.native_steps import INSTRUCTION_SETS, StepArguments, step_arguments, using
+from tests.support.instruction_sets import INSTRUCTION_SETS, using
+from tests.support.steps import Step, random_step, selection
 
 
 @pytest.fixture
@@ -37,6 +38,32 @@ def test_a_file_that_is_no_library_says_what_is_wrong_with_it(folder: Path) -> N
 def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_INTERFACE", -1)
     with pytest.raises(library.LibraryError, match="built from another version of the sources: reinstall"):
+        library._load()
+
+
+@pytest.mark.parametrize(
+    ("here", "message"),
+    [
+        (
+            lambda fields: ["parameter parameter written", *fields[1:]],
+            "field 1 of a step is 'param parameter written' ",
+        ),
+        (
+            lambda fields: [*fields[:4], fields[4] + "s", *fields[5:]],
+            r"field 5 .*exp_avg_sq.* there and .*writtens' here",
+        ),
+        (lambda fields: fields[:-1], r"is '\w+ std::int64_t' there and 'nothing' here"),
+        (lambda fields: [*fields, "decay double"], r"is 'nothing' there and 'decay double' here"),
+    ],
+)
+def test_a_library_whose_step_has_other_fields_names_the_first(
+    here: Callable[[list[str]], list[str]], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = library._fields()
+    monkeypatch.setattr(library, "_fields", lambda: here(fields))
+    with pytest.raises(
+        library.LibraryError, match=rf"built from another version of the sources \(.*{message}.*reinstall"
+    ):
         library._load()
 
 
@@ -91,8 +118,8 @@ def test_without_an_openmp_runtime_one_thread_does_the_work_and_says_so() -> Non
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always'); library.loaded()\n"
         "assert 'runs in one thread' in str(caught[-1].message)\n"
-        "from tests.kernels.native_steps import step_arguments, native\n"
-        "step_arguments([(100_000,)]).run(native); print('stepped')\n"
+        "from roast_optim.kernels import native; from tests.support.steps import random_step\n"
+        "random_step([(100_000,)]).run(native); print('stepped')\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "stepped", result.stderr
@@ -100,7 +127,7 @@ def test_without_an_openmp_runtime_one_thread_does_the_work_and_says_so() -> Non
 
 def test_a_forked_process_takes_its_steps_in_one_thread() -> None:
     """A DataLoader's worker inherits an OpenMP runtime whose threads are gone; a parallel region would hang."""
-    arguments = step_arguments([(200_000,)])
+    arguments = random_step([(200_000,)], selection=selection())
     expected = arguments.copy()
     with using(native.instruction_set(), threads=2):
         expected.run(native)
@@ -115,12 +142,12 @@ def test_a_forked_process_takes_its_steps_in_one_thread() -> None:
     assert receive.recv() == (1, sum_of_bits(expected))
 
 
-def _step_and_send(arguments: StepArguments, send: Callable[[tuple[int, float]], None]) -> None:
+def _step_and_send(arguments: Step, send: Callable[[tuple[int, float]], None]) -> None:
     threads = library.threads()
     arguments.run(native)
     torch.set_num_threads(1)  # as DataLoader does in its workers, for torch's own operations
     send((threads, sum_of_bits(arguments)))
 
 
-def sum_of_bits(arguments: StepArguments) -> int:
-    return int(arguments.params[0].view(torch.int32).sum())
+def sum_of_bits(arguments: Step) -> int:
+    return int(arguments.rows[0].param.view(torch.int32).sum())

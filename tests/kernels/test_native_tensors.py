@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from roast_optim.kernels import native, reference
-from roast_optim.kernels.backend import Placement, Selection
-from tests.kernels.native_steps import StepArguments, selection, step_arguments
+from roast_optim.kernels.step import TENSORS, Position, StepOptions, StepRow
+from tests.support.steps import OPTIONAL, Step, assert_same_tensors, random_step
+from tests.support.steps import selection as usual_selection
 
 SIZE = 50
+
+
+def a_step(shapes: list[tuple[int, ...]], **options: Any) -> Step:
+    return random_step(shapes, **{"selection": usual_selection(), **options})
 
 
 @pytest.fixture
@@ -24,22 +29,21 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = reference.roast_adamw_
 
-    def count(params: list[Tensor], *args: Any, **options: Any) -> None:
-        counts.append(len(params))
-        original(params, *args, **options)
+    def count(rows: list[StepRow], options: StepOptions) -> None:
+        counts.append(len(rows))
+        original(rows, options)
 
     monkeypatch.setattr(reference, "roast_adamw_", count)
     return counts
 
 
-def one_of_everything() -> StepArguments:
+def one_of_everything() -> Step:
     """Parameters that the native code takes, among parameters that it does not."""
-    arguments = step_arguments([(SIZE,), (6, 8), (SIZE,), (SIZE,), (SIZE,), ()])
-    arguments.params[1] = arguments.params[1].T.contiguous().T
-    for tensors in (arguments.params, arguments.grads, arguments.exp_avgs, arguments.exp_avg_sqs):
-        tensors[2] = tensors[2].double()
-        tensors[3] = tensors[3].half()
-        tensors[4] = tensors[4].bfloat16()
+    arguments = a_step([(SIZE,), (6, 8), (SIZE,), (SIZE,), (SIZE,), ()])
+    arguments.rows[1].param = arguments.rows[1].param.T.contiguous().T
+    for i, dtype in ((2, torch.float64), (3, torch.float16), (4, torch.bfloat16)):
+        for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
+            setattr(arguments.rows[i], name, getattr(arguments.rows[i], name).to(dtype))
     return arguments
 
 
@@ -52,12 +56,14 @@ def test_tensors_that_do_not_suit_go_to_the_reference_and_only_they(counted: lis
     for value, wanted in zip(arguments.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-6 if value.dtype == torch.float32 else 2e-2, atol=1e-6)
     for i in (1, 2, 3):
-        assert torch.equal(arguments.params[i], expected.params[i])
+        assert torch.equal(arguments.rows[i].param, expected.rows[i].param)
 
 
 def test_importance_histogram_and_codes_take_tensors_of_any_layout_and_dtype() -> None:
     gradients = [
-        tensor for dtype in (torch.float32, torch.float64, torch.bfloat16) for tensor in one_of_everything().grads
+        tensor
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for tensor in one_of_everything().column("grad")
     ]
     gradients = [gradient.T.contiguous().T if gradient.ndim == 2 else gradient for gradient in gradients]
     scores, expected = ([torch.ones(g.shape) for g in gradients] for _ in range(2))
@@ -72,95 +78,95 @@ def test_importance_histogram_and_codes_take_tensors_of_any_layout_and_dtype() -
     assert torch.equal(counts, wanted)
 
 
-def overlapping_parameters(arguments: StepArguments) -> None:
+def overlapping_parameters(arguments: Step) -> None:
     memory = torch.arange(2.0 * SIZE)
-    arguments.params = [memory[:SIZE], memory[10 : 10 + SIZE]]
+    arguments.rows[0].param, arguments.rows[1].param = memory[:SIZE], memory[10 : 10 + SIZE]
 
 
-def a_gradient_that_is_its_parameter(arguments: StepArguments) -> None:
-    arguments.grads[0] = arguments.params[0]
+def a_gradient_that_is_its_parameter(arguments: Step) -> None:
+    arguments.rows[0].grad = arguments.rows[0].param
 
 
-def one_step_count_for_two_parameters(arguments: StepArguments) -> None:
-    arguments.state_steps[1] = arguments.state_steps[0]
+def one_step_count_for_two_parameters(arguments: Step) -> None:
+    arguments.rows[1].step = arguments.rows[0].step
 
 
 @pytest.mark.parametrize(
     "change", [overlapping_parameters, a_gradient_that_is_its_parameter, one_step_count_for_two_parameters]
 )
-def test_memory_that_is_written_twice_goes_to_the_reference(
-    change: Callable[[StepArguments], None], counted: list[int]
-) -> None:
+def test_memory_that_is_written_twice_goes_to_the_reference(change: Callable[[Step], None], counted: list[int]) -> None:
     results = []
     for backend in (native, reference):
-        arguments = step_arguments([(SIZE,), (SIZE,)])
+        arguments = a_step([(SIZE,), (SIZE,)])
         change(arguments)
         results.append(arguments.run(backend))
     assert counted == [2, 2]
-    assert all(map(torch.equal, results[0].tensors(), results[1].tensors()))
+    assert_same_tensors(*results)
 
 
 def test_two_parameters_may_share_a_gradient(counted: list[int]) -> None:
-    arguments = step_arguments([(SIZE,), (SIZE,)])
-    arguments.grads[1] = arguments.grads[0]
+    arguments = a_step([(SIZE,), (SIZE,)])
+    arguments.rows[1].grad = arguments.rows[0].grad
     arguments.run(native)
     assert counted == []
 
 
 def test_a_gradient_that_is_negated_lazily_is_negated() -> None:
-    arguments = step_arguments([(1,)])
-    arguments.grads = [torch.tensor([1 + 2j]).conj().imag]
-    assert arguments.grads[0].is_neg()
+    arguments = a_step([(1,)])
+    arguments.change(grad=torch.tensor([1 + 2j]).conj().imag)
+    assert arguments.rows[0].grad.is_neg()
     expected = arguments.copy().run(reference)
     arguments.run(native)
-    torch.testing.assert_close(arguments.exp_avgs[0], expected.exp_avgs[0])
+    torch.testing.assert_close(arguments.rows[0].exp_avg, expected.rows[0].exp_avg)
 
 
-@given(offsets=st.lists(st.integers(0, 63), min_size=7, max_size=7), size=st.integers(1, 80))
+@given(offsets=st.lists(st.integers(0, 63), min_size=len(TENSORS), max_size=len(TENSORS)), size=st.integers(1, 80))
 @settings(max_examples=settings.default.max_examples // 3)
 def test_tensors_may_begin_at_any_byte(offsets: list[int], size: int) -> None:
-    arguments = step_arguments([(size,)])
+    arguments = a_step([(size,)])
     expected = arguments.copy().run(native)
-    for tensors, offset in zip(arguments.lists()[:-1], offsets, strict=False):
-        buffer = bytearray(offset + tensors[0].nbytes)
-        buffer[offset:] = tensors[0].numpy().tobytes()
-        tensors[0] = torch.frombuffer(buffer, dtype=tensors[0].dtype, offset=offset).view(tensors[0].shape)
+    for (name, tensor), offset in zip(list(arguments.rows[0].tensors()), offsets, strict=False):
+        buffer = bytearray(offset + tensor.nbytes)
+        buffer[offset:] = tensor.numpy().tobytes()
+        placed = torch.frombuffer(buffer, dtype=tensor.dtype, offset=offset).view(tensor.shape)
+        setattr(arguments.rows[0], name, placed)
     arguments.run(native)
-    assert all(map(torch.equal, arguments.tensors(), expected.tensors()))
+    assert_same_tensors(arguments, expected)
 
 
 def test_capturable_goes_to_the_reference(counted: list[int]) -> None:
-    arguments = step_arguments([(SIZE,)], capturable=True)
+    arguments = a_step([(SIZE,)], capturable=True)
     expected = arguments.copy().run(reference)
     arguments.run(native)
     assert counted == [1, 1]
-    assert all(map(torch.equal, arguments.tensors(), expected.tensors()))
+    assert_same_tensors(arguments, expected)
 
 
 def test_learning_rate_and_betas_may_be_tensors(counted: list[int]) -> None:
-    arguments = step_arguments([(SIZE,)], lr=0.25, beta1=0.5, beta2=0.75)
+    arguments = a_step([(SIZE,)], lr=0.25, beta1=0.5, beta2=0.75)
     tensors = arguments.copy()
-    tensors.options.update(lr=torch.tensor(0.25), beta1=torch.tensor([0.5]), beta2=torch.tensor(0.75))
-    assert all(map(torch.equal, arguments.run(native).tensors(), tensors.run(native).tensors()))
+    tensors.set(lr=torch.tensor(0.25), beta1=torch.tensor([0.5]), beta2=torch.tensor(0.75))
+    assert_same_tensors(arguments.run(native), tensors.run(native))
     assert counted == []
 
 
-def test_lists_of_what_is_not_used_may_be_empty() -> None:
-    full = step_arguments([(SIZE,)], accumulate=False, selection=None)
+def test_rows_need_not_have_what_is_not_used() -> None:
+    full = a_step([(SIZE,)], accumulate=False, selection=None)
     bare = full.copy()
-    bare.max_exp_avg_sqs, bare.importances, bare.rank_codes, bare.placements = [], [], [], []
+    for name in OPTIONAL:
+        setattr(bare.rows[0], name, None)
     full.run(native)
-    assert torch.equal(full.params[0], bare.run(native).params[0])
-    native.roast_adamw_(*([[]] * 9), **full.options)
+    assert torch.equal(full.rows[0].param, bare.run(native).rows[0].param)
+    native.roast_adamw_([], full.options)
     native.accumulate_importance_([], [])
     native.histogram_([], torch.zeros(65_536, dtype=torch.int64))
     native.assign_rank_codes_([], [], torch.zeros(65_536, dtype=torch.uint8))
 
 
 def test_a_step_marks_parameters_as_changed_for_autograd() -> None:
-    arguments = step_arguments([(SIZE,)])
-    parameter = torch.nn.Parameter(arguments.params[0])
-    arguments.params = [parameter]
+    arguments = a_step([(SIZE,)])
+    parameter = torch.nn.Parameter(arguments.rows[0].param)
+    arguments.change(param=parameter)
     loss = (parameter * parameter).sum()
     with torch.no_grad():
         arguments.run(native)
@@ -171,19 +177,13 @@ def test_a_step_marks_parameters_as_changed_for_autograd() -> None:
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
-def changed_selection(**changes: Any) -> Selection:
-    usual = selection()
-    fields = {name: getattr(usual, name) for name in ("seed", "thresholds", "rescaling", "draw_number")}
-    return Selection(**{**fields, **changes})
-
-
 def with_entry(table: Tensor, value: float) -> Tensor:
     changed = table.clone()
     changed[7] = value
     return changed
 
 
-USUAL = selection()
+USUAL = usual_selection()
 
 
 @pytest.mark.parametrize(
@@ -206,49 +206,54 @@ USUAL = selection()
     ],
 )
 def test_an_impossible_selection_is_refused(changes: dict[str, Any], message: str) -> None:
-    refused(step_arguments([(SIZE,), (SIZE,)], selection=changed_selection(**changes)), message)
+    refused(a_step([(SIZE,), (SIZE,)], selection=usual_selection(**changes)), message)
 
 
 @pytest.mark.parametrize(
-    "placement",
+    "position",
     [
-        Placement(2**32, 0, SIZE, 0),
-        Placement(-1, 0, SIZE, 0),
-        Placement(0, -1, SIZE, 0),
-        Placement(0, 0, 0, 0),
-        Placement(0, 0, -5, 0),
-        Placement(0, 0, SIZE, -1),
-        Placement(0, 2**63 - SIZE, SIZE, 0),
-        Placement(0, 0, 1, 2**62),
-        Placement(0, 2**62, 10, 2**60),
+        Position(2**32, 0, SIZE, 0),
+        Position(-1, 0, SIZE, 0),
+        Position(0, -1, SIZE, 0),
+        Position(0, 0, 0, 0),
+        Position(0, 0, -5, 0),
+        Position(0, 0, SIZE, -1),
+        Position(0, 2**63 - SIZE, SIZE, 0),
+        Position(0, 0, 1, 2**62),
+        Position(0, 2**62, 10, 2**60),
     ],
 )
-def test_an_impossible_placement_is_refused(placement: Placement) -> None:
-    whole = Placement.whole(0, SIZE)
-    refused(step_arguments([(SIZE,), (SIZE,)], placements=[whole, placement]), "a placement is impossible")
+def test_an_impossible_position_is_refused(position: Position) -> None:
+    whole = Position.whole(0, SIZE)
+    refused(a_step([(SIZE,), (SIZE,)], positions=[whole, position]), "a position is impossible")
 
 
-def test_the_last_possible_placement_is_accepted() -> None:
-    last = Placement(2**32 - 1, 2**63 - 1 - SIZE, SIZE, 0)
-    step_arguments([(SIZE,)], placements=[last]).run(native)
+def test_the_last_possible_position_is_accepted() -> None:
+    last = Position(2**32 - 1, 2**63 - 1 - SIZE, SIZE, 0)
+    a_step([(SIZE,)], positions=[last]).run(native)
 
 
 @pytest.mark.parametrize("count", [-1.0, float("nan"), float("inf"), 2.0**32])
 def test_an_impossible_step_count_is_refused(count: float) -> None:
-    arguments = step_arguments([(SIZE,), (SIZE,)])
-    arguments.state_steps[1] = torch.tensor(count)
+    arguments = a_step([(SIZE,), (SIZE,)])
+    arguments.rows[1].step = torch.tensor(count)
     refused(arguments, "a step count is negative or too large")
 
 
-def test_lists_of_unequal_length_are_refused() -> None:
-    arguments = step_arguments([(SIZE,), (SIZE,)])
-    arguments.rank_codes.pop()
-    refused(arguments, r"lists of equal length.*\[2, 2, 2, 2, 2, 2, 1, 2\]")
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_rows_with_different_tensors_are_refused(name: str) -> None:
+    arguments = a_step([(SIZE,), (SIZE,)], optional=OPTIONAL)
+    setattr(arguments.rows[1], name, None)
+    refused(arguments, f"rows of a step must have the same tensors; row 0 has {name}, row 1 has none")
 
 
-def refused(arguments: StepArguments, message: str) -> None:
+@pytest.mark.parametrize(("name", "option"), [("importance", "accumulate=True"), ("rank_code", "a selection")])
+def test_options_that_need_what_the_rows_lack_are_refused(name: str, option: str) -> None:
+    refused(a_step([(SIZE,)], optional=set(OPTIONAL) - {name}), rf"{option} needs rows with {name}")
+
+
+def refused(arguments: Step, message: str) -> None:
     before = arguments.copy()
     with pytest.raises(ValueError, match=message):
         arguments.run(native)
-    for value, wanted in zip(arguments.tensors(), before.tensors(), strict=True):
-        assert torch.equal(value.nan_to_num(), wanted.nan_to_num())
+    assert_same_tensors(arguments, before)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from roast_optim.kernels.backend import Placement
 from roast_optim.kernels.reference import chunks, draw_words, philox4x32
+from roast_optim.kernels.step import Position
 from tests.oracles import philox
 
 CPU = torch.device("cpu")
@@ -39,14 +39,14 @@ def test_words_equal_the_vectors(vectors: Callable[[str], Any]) -> None:
     """Elements beyond 2^34 need the upper word of the block number."""
     for case in vectors("draw"):
         expected = [int(word, 16) for word in case["words"]]
-        place = Placement(case["parameter_id"], case["first_element"], len(expected), 0)
+        place = Position(case["parameter_id"], case["first_element"], len(expected), 0)
         words = draw_words(place, 0, len(expected), seed=case["seed"], draw_number=case["draw_number"], device=CPU)
         assert words.tolist() == expected
 
 
 def test_words_do_not_depend_on_where_a_chunk_begins() -> None:
     whole = torch.from_numpy(philox.random_words(5, 2, 3, np.arange(40)).astype(np.int64))
-    place = Placement.whole(2, 40)
+    place = Position.whole(2, 40)
     for start in range(40):
         for count in (1, 2, 5, 40 - start):
             words = draw_words(place, start, min(count, 40 - start), seed=5, draw_number=3, device=CPU)
@@ -56,8 +56,8 @@ def test_words_do_not_depend_on_where_a_chunk_begins() -> None:
 def test_words_across_the_limit_of_32_bits_of_the_block_number() -> None:
     first = 2**34 - 6
     expected = philox.random_words(5, 2, 3, np.arange(first, first + 12)).astype(np.int64).tolist()
-    assert draw_words(Placement(2, first, 12, 0), 0, 12, seed=5, draw_number=3, device=CPU).tolist() == expected
-    rows = Placement(2, first, 3, 2**33)
+    assert draw_words(Position(2, first, 12, 0), 0, 12, seed=5, draw_number=3, device=CPU).tolist() == expected
+    rows = Position(2, first, 3, 2**33)
     elements = first + np.arange(9) // 3 * 2**33 + np.arange(9) % 3
     expected = philox.random_words(5, 2, 3, elements).astype(np.int64).tolist()
     assert draw_words(rows, 0, 9, seed=5, draw_number=3, device=CPU).tolist() == expected
@@ -68,7 +68,7 @@ def test_words_of_a_shard_are_those_of_its_elements(first: int, inner: int, stri
     count = 4 * inner
     elements = first + np.arange(count) // inner * stride + np.arange(count) % inner
     expected = torch.from_numpy(philox.random_words(1, 0, 2, elements).astype(np.int64))
-    place = Placement(0, first, inner, stride)
+    place = Position(0, first, inner, stride)
     for start in range(count):
         for end in (start + 1, (start + count) // 2 + 1, count):
             words = draw_words(place, start, end - start, seed=1, draw_number=2, device=CPU)
@@ -76,7 +76,7 @@ def test_words_of_a_shard_are_those_of_its_elements(first: int, inner: int, stri
 
 
 def test_a_draw_number_on_the_device_gives_the_same_words() -> None:
-    place = Placement.whole(0, 9)
+    place = Position.whole(0, 9)
     number, tensor = (draw_words(place, 0, 9, seed=1, draw_number=n, device=CPU) for n in (6, torch.tensor(6)))
     assert torch.equal(number, tensor)
 

@@ -1,7 +1,8 @@
 """RoAST AdamW in float64 (importance in float32), written from the definition, one line per line of it.
 
 Decoupled weight decay: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2. AMSGrad: Reddi et al., arXiv 1904.09237.
-Selective training: RoAST, arXiv 2312.04032, section 3.2.
+Selective training: RoAST, arXiv 2312.04032, section 3.2. Decay towards the pre-trained values: L2-SP, Li et al., arXiv
+1802.01483, equation 1, decoupled as weight decay is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class ParameterState:
     max_exp_avg_sq: Float64Array
     importance: npt.NDArray[np.float32]
     rank_code: npt.NDArray[np.uint8]
+    pretrained: Float64Array | None = None
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Group:
     selective: bool = True
     alpha: float = 0.9
     beta: float = 10.0
+    pretrained_decay: float = 0.0
+    pretrained_decay_by: str = "uniform"
     refreshes: int = 0
     steps_since_refresh: int = 0
     frozen: set[int] = field(default_factory=set)
@@ -65,6 +69,7 @@ class RoastAdamWOracle:
     groups: list[Group]
     refresh_every: int | None = None
     mask_schedule: str = "step"
+    selection: str = "gradient"
     rescale: bool = True
     importance: str = "gradient"
     importance_every: int = 1
@@ -112,7 +117,7 @@ class RoastAdamWOracle:
         if not selective:
             return
         for _, group, index in selective:
-            group.states[index] = group.states[index] or self._new_state(group, index)
+            self._complete_state(group, index)
         scores = [self._scores(parameter_id, group, index) for parameter_id, group, index in selective]
         if any(ranks.bins(score).any() for score in scores):
             codes = ranks.percentile_rank_codes(scores)
@@ -133,6 +138,8 @@ class RoastAdamWOracle:
 
         g = gradient.astype(np.float64)
         g = -g if group.maximize else g
+        moving: npt.NDArray[np.bool_] | bool = True
+        drop_probability: npt.NDArray[np.float64] | float = 0.0
         if group.selective and group.refreshes > 0:
             draw_number = {"step": state.step, "refresh": group.refreshes}[self.mask_schedule]
             kept = philox.keep_mask(
@@ -143,21 +150,30 @@ class RoastAdamWOracle:
                 parameter_id=self._parameter_id(group_index, index),
                 draw_number=draw_number,
             )
-            if self.rescale:
-                g = self._rescaled(g, philox.rescaling_factors(group.alpha, group.beta)[state.rank_code])
-            g = np.where(kept, g, 0.0)
+            if self.selection == "update":
+                moving = kept
+            else:
+                if self.rescale:
+                    g = self._rescaled(g, philox.rescaling_factors(group.alpha, group.beta)[state.rank_code])
+                g = np.where(kept, g, 0.0)
+            thresholds = philox.thresholds(group.alpha, group.beta).astype(np.float64)
+            drop_probability = (1 - thresholds / 2**32).astype(np.float32).astype(np.float64)[state.rank_code]
             self.kept[group_index][index] = kept
 
         beta1, beta2 = group.betas
         with np.errstate(invalid="ignore", over="ignore"):
             parameter *= 1 - group.lr * group.weight_decay
+            if group.pretrained_decay:
+                w = {"uniform": 1.0, "rank": drop_probability}[group.pretrained_decay_by]
+                parameter -= group.lr * group.pretrained_decay * w * (parameter - state.pretrained)
             state.exp_avg = beta1 * state.exp_avg + (1 - beta1) * g
             state.exp_avg_sq = beta2 * state.exp_avg_sq + (1 - beta2) * g * g
             state.max_exp_avg_sq = np.maximum(state.max_exp_avg_sq, state.exp_avg_sq)
             second_moment = state.max_exp_avg_sq if group.amsgrad else state.exp_avg_sq
             first_unbiased = state.exp_avg / (1 - beta1**state.step)
             second_unbiased = second_moment / (1 - beta2**state.step)
-            parameter -= group.lr * first_unbiased / (np.sqrt(second_unbiased) + group.eps)
+            moved = parameter - group.lr * first_unbiased / (np.sqrt(second_unbiased) + group.eps)
+            parameter[...] = np.where(moving, moved, parameter)
 
     def _rescaled(self, g: Float64Array, factors: npt.NDArray[np.float32]) -> Float64Array:
         with np.errstate(invalid="ignore", over="ignore"):
@@ -186,8 +202,13 @@ class RoastAdamWOracle:
     def _create_states(self, gradients: Sequence[Sequence[Gradient]]) -> None:
         for group, of_group in zip(self.groups, gradients, strict=True):
             for index, gradient in enumerate(of_group):
-                if gradient is not None and group.states[index] is None:
-                    group.states[index] = self._new_state(group, index)
+                if gradient is not None:
+                    self._complete_state(group, index)
+
+    def _complete_state(self, group: Group, index: int) -> None:
+        state = group.states[index] = group.states[index] or self._new_state(group, index)
+        if group.pretrained_decay and state.pretrained is None:
+            state.pretrained = group.parameters[index].copy()
 
     @staticmethod
     def _new_state(group: Group, index: int) -> ParameterState:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from roast_optim import RoastAdamW
+from roast_optim.options import OPTIONS
 from tests.oracles.roast_adamw import Group, ParameterState, RoastAdamWOracle
 
 Shapes = Sequence[Sequence[tuple[int, ...]]]
@@ -20,7 +21,7 @@ Layout = Callable[[Tensor], Tensor]
 
 SHAPES: Shapes = [[(7, 9), (13,), ()], [(3, 4, 5), (0,), (1, 6)]]
 _GROUP_OPTIONS = tuple(field.name for field in fields(Group))
-_ORACLE_OPTIONS = ("refresh_every", "mask_schedule", "rescale", "importance", "importance_every", "seed")
+_ORACLE_OPTIONS = tuple(field.name for field in fields(RoastAdamWOracle) if field.name in OPTIONS)
 
 
 class Pair:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from roast_optim import RoastAdamW
+from roast_optim.kernels.step import STATE_TENSORS
 from tests.oracles.roast_adamw import Group
 from tests.roast_optim.comparison import Gradients, Pair
 from tests.roast_optim.layouts import LAYOUTS
@@ -37,6 +38,8 @@ group_options = st.fixed_dictionaries(
         "selective": st.sampled_from([True, True, False]),
         "alpha": st.floats(0, 1),
         "beta": st.floats(0.01, 50),
+        "pretrained_decay": st.sampled_from([0.0, 0.5]),
+        "pretrained_decay_by": st.sampled_from(["uniform", "rank"]),
     },
 )
 groups = st.tuples(st.lists(shapes, min_size=1, max_size=4), group_options)
@@ -45,6 +48,7 @@ optimizer_options = st.fixed_dictionaries(
     optional={
         "refresh_every": st.integers(1, 4),
         "mask_schedule": st.sampled_from(["step", "refresh"]),
+        "selection": st.sampled_from(["gradient", "gradient", "update"]),
         "rescale": st.booleans(),
         "importance": st.sampled_from(["gradient", "gradient", "random", "magnitude"]),
         "importance_every": st.integers(1, 3),
@@ -82,6 +86,7 @@ operations = st.one_of(
     operation("set_option", some_group, st.just("alpha"), st.floats(0, 1)),
     operation("set_option", some_group, st.just("beta"), st.floats(0.01, 50)),
     operation("set_option", some_group, st.just("selective"), st.booleans()),
+    operation("set_option", some_group, st.just("pretrained_decay"), st.sampled_from([0.0, 0.3])),
     operation("freeze", some_group, st.booleans()),
 )
 
@@ -182,12 +187,11 @@ class RandomTraining:
             backend=self.backend, **self.options,
         )  # fmt: skip
         self.pair.optimizer.load_state_dict(torch.load(file, weights_only=True))
-        # A group that became selective after its last step has its selection state at once; the old one gets it later.
+        # A group whose options ask for more state since its last step has that at once; the old one gets it later.
         for parameters, twins_of_group in zip((group["params"] for group in old.param_groups), twins, strict=True):
             for parameter, twin in zip(parameters, twins_of_group, strict=True):
-                if "rank_code" not in old.state.get(parameter, {}):
-                    for name in ("importance", "rank_code"):
-                        self.pair.optimizer.state.get(twin, {}).pop(name, None)
+                for name in STATE_TENSORS.keys() - old.state.get(parameter, {}).keys():
+                    self.pair.optimizer.state.get(twin, {}).pop(name, None)
         assert_equal(snapshot(self.pair.optimizer), snapshot(old))
 
     def copy(self, how: str) -> None:

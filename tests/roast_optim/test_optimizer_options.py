@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from roast_optim import RoastAdamW
+from roast_optim.options import OPTIONS
 from tests.roast_optim.comparison import Pair
 
 NAN, INF = float("nan"), float("inf")
@@ -114,6 +116,20 @@ def test_signature_and_defaults_are_those_of_the_contract() -> None:
     assert {name: parameters[name].default for name in expected} == expected
     positional = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == ["params", "lr", "betas", "eps", "weight_decay", "amsgrad"]
+
+
+def test_every_option_is_explained_once_and_documented_everywhere() -> None:
+    """In the class, in the configuration of the Trainer, and beyond AdamW's own in the README."""
+    document = RoastAdamW.__doc__ or ""
+    assert "{" not in document.replace("\\frac{", "").replace("\\mathrm{", "")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    own = OPTIONS.keys() - inspect.signature(torch.optim.AdamW).parameters.keys() - {"process_group"}
+    assert "alpha" in own
+    for name, option in OPTIONS.items():
+        assert f"\n        {name}: {option.help.split()[0]}" in document
+        if name in own:
+            default = f'`"{option.default}"`' if isinstance(option.default, str) else str(option.default)
+            assert re.search(rf"^\| `{name}` \| {re.escape(default.removesuffix('.0'))} \|", readme, re.M), name
 
 
 def test_groups_hold_the_options_and_counters_of_the_contract() -> None:

@@ -1,4 +1,4 @@
-"""A shard's placement names exactly the elements of the whole parameter that lie in it."""
+"""A shard's position names exactly the elements of the whole parameter that lie in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from roast_optim.sharding import local, placement
+from roast_optim.sharding import local, position_of
 
 WORLD = 4
 
@@ -50,7 +50,7 @@ def test_placement_names_the_local_elements(
     mesh = init_device_mesh("cpu", mesh_shape)
     whole = torch.arange(torch.Size(shape).numel()).view(shape)
     part = distribute_tensor(whole, mesh, spread, src_data_rank=None)
-    place = placement(part, 3)
+    place = position_of(part, 3)
     j = torch.arange(local(part).numel())
     elements = place.first_index + j // place.inner_length * place.outer_stride + j % place.inner_length
     assert place.parameter_id == 3
@@ -61,8 +61,8 @@ def test_shards_that_are_not_evenly_spaced_are_refused(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2))
     part = distribute_tensor(torch.zeros(3, 4, 6), mesh, [Shard(1), Shard(2)], src_data_rank=None)
     with pytest.raises(ValueError, match=r"parameter 5 .* not evenly spaced"):
-        placement(part, 5)
+        position_of(part, 5)
 
 
 def test_plain_tensors_are_whole() -> None:
-    assert tuple(placement(torch.zeros(3, 4), 2)) == (2, 0, 12, 0)
+    assert tuple(position_of(torch.zeros(3, 4), 2)) == (2, 0, 12, 0)

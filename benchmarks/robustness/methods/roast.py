@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
+from roast_optim.options import DEFAULTS
 
 from ..data import Task
 from ..training import Method, Training
@@ -64,13 +65,13 @@ class SelectiveOnly(Method):
 
     paper = ROAST + ", section 3.2"
 
-    alpha: float = 0.9
-    beta: float = 10.0
-    selective: bool = True
-    importance: str = "gradient"
-    mask_schedule: str = "step"
-    rescale: bool = True
-    backend: str = "auto"
+    alpha: float = DEFAULTS["alpha"]
+    beta: float = DEFAULTS["beta"]
+    selective: bool = DEFAULTS["selective"]
+    importance: str = DEFAULTS["importance"]
+    mask_schedule: str = DEFAULTS["mask_schedule"]
+    rescale: bool = DEFAULTS["rescale"]
+    backend: str = DEFAULTS["backend"]
     measure_first: bool = True  # whether one pass before training gives the first epoch masks
 
     @classmethod

@@ -150,6 +150,13 @@ def test_a_record_from_before_content_was_kept_is_found_whatever_it_was(tmp_path
     assert store.find(run(protocol=2)) is None
 
 
+def test_a_model_is_the_same_from_the_hub_and_from_a_folder(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.append(run(model="someone/a-model"))
+    assert store.find(run(model="/data/models/a-model"))
+    assert store.find(run(model="someone/another-model")) is None
+
+
 def test_a_failed_run_needs_no_scores_and_is_not_done_again(tmp_path: Path) -> None:
     failed = {key: run()[key] for key in IDENTITY} | {"failed": "the loss is nan at step 3"}
     store = RunStore(tmp_path / "runs.jsonl")

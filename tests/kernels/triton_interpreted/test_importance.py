@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from roast_optim.kernels import reference
-from roast_optim.kernels.backend import HISTOGRAM_BINS
+from roast_optim.kernels.step import HISTOGRAM_BINS
 from roast_optim.kernels.triton import launch
 from roast_optim.kernels.triton.histogram import histogram_
 from roast_optim.kernels.triton.importance import accumulate_importance_

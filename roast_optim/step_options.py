@@ -1,0 +1,46 @@
+"""The scalars of a group's next step, from the options of the group and of the optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels.step import Selection, StepOptions
+from .masking import selection_tables
+from .options import GROUP_OPTIONS, RoastOptions
+
+# Options of a group that a step takes under the same name.
+_NAMED_ALIKE = [each.name for each in fields(StepOptions) if each.name in GROUP_OPTIONS and each.name != "lr"]
+
+
+def step_options(group: dict[str, Any], options: RoastOptions, device: torch.device) -> StepOptions:
+    """Those of a step of parameters on ``device``, which is counted in ``steps_since_refresh`` already."""
+    return StepOptions(
+        lr=_scalar(group["lr"]),
+        beta1=_scalar(group["betas"][0]),
+        beta2=_scalar(group["betas"][1]),
+        accumulate=accumulates(group, options) and group["steps_since_refresh"] % options.importance_every == 0,
+        selection=_selection(group, options, device),
+        **{name: group[name] for name in _NAMED_ALIKE},
+    )
+
+
+def accumulates(group: dict[str, Any], options: RoastOptions) -> bool:
+    """Whether steps of the group accumulate importance at all."""
+    return bool(group["selective"]) and options.importance == "gradient"
+
+
+def _selection(group: dict[str, Any], options: RoastOptions, device: torch.device) -> Selection | None:
+    if not group["selective"] or group["refreshes"] == 0:
+        return None
+    thresholds, rescaling = selection_tables(group["alpha"], group["beta"], options.rescale, device)
+    draw_number = group["refreshes"] if options.mask_schedule == "refresh" else None
+    return Selection(group["seed"], thresholds, rescaling, draw_number, options.selection)
+
+
+def _scalar(value: float | Tensor) -> float | Tensor:
+    """A number, or a tensor of no dimensions, from an option that may be a tensor of one element of any shape."""
+    return value.reshape(()) if isinstance(value, Tensor) else value

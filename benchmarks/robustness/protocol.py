@@ -18,11 +18,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from roast_optim.evaluation.arguments import positive
 from roast_optim.evaluation.errors import UserError, tell
 from roast_optim.evaluation.progress import SILENT
 from roast_optim.evaluation.scores import PERSPECTIVES
 
-from .arguments import add_data, positive
+from .arguments import add_data
 from .data import TASKS, Suite
 from .frozen_attack import frozen
 from .looks import SEEDS

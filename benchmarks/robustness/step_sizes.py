@@ -19,13 +19,14 @@ from rich.console import Console
 from torch import Tensor
 
 from roast_optim import AdversarialEmbedding
+from roast_optim.evaluation.arguments import not_negative, positive
 from roast_optim.evaluation.classifier import PREDICTION_BATCH, Classifier
 from roast_optim.evaluation.errors import UserError, tell
 from roast_optim.evaluation.files import atomic_write
 from roast_optim.evaluation.progress import ProgressBar
 from roast_optim.evaluation.tables import percent
 
-from .arguments import add_data, length, not_negative, positive
+from .arguments import add_data, length
 from .data import TASKS, EvaluationSet
 from .markdown import header, row_of
 from .models import MINILM, load_classifier

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from .errors import UserError
 from .sets import Texts
@@ -39,6 +39,12 @@ class Classifier:
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
+    def count_longer(self, texts: Sequence[Texts]) -> int:
+        """How many of the texts have more tokens than a text may have."""
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        encoded = self.tokenizer(*columns, truncation=False, verbose=False)
+        return sum(len(tokens) > self.max_length for tokens in encoded["input_ids"])
+
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
         """Pad to the longest of these rows and move them to the model's device."""
         padded = self.tokenizer.pad(features, return_tensors="pt")
@@ -61,6 +67,16 @@ class Classifier:
             self.model.train(was_training)
         logits = torch.cat(sorted_logits)
         return torch.empty_like(logits).index_copy_(0, torch.tensor(order), logits)
+
+
+def load_config(name: str) -> Any:
+    """The configuration of a model, which knows its labels.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    with loading(name):
+        return AutoConfig.from_pretrained(name)
 
 
 def load_classifier(name: str, max_length: int | None = None) -> Classifier:

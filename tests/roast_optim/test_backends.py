@@ -1,4 +1,4 @@
-"""When the perturbation and the divergence go to the GPU's kernels. That these do the same: triton_interpreted."""
+"""When the perturbation and the divergence go to the GPU's kernels. That these do the same: kernels/triton."""
 
 from __future__ import annotations
 

@@ -17,8 +17,14 @@ from ..report import Report, run_stage
 from ..runner import ROOT
 
 DEVICE_VARIABLE = "ROAST_TEST_DEVICE"
-TESTS = ("tests/kernels", "tests/roast_optim/test_conformity.py", "tests/roast_optim/test_random_training.py")
-TESTS_IN_DRY_RUN = ("tests/kernels/triton_interpreted/test_optimizer.py", "-k", "measured or checkpoint")
+# What places its tensors on the device of the tests, the longest first.
+TESTS = (
+    "tests/roast_optim/test_random_training.py",
+    "tests/kernels/triton",
+    "tests/kernels/test_backends.py",
+    "tests/roast_optim/test_conformity.py",
+)
+TESTS_IN_DRY_RUN = ("tests/kernels/triton/test_optimizer.py", "-k", "measured or checkpoint")
 PROCESSES, PROCESSES_IN_DRY_RUN = 8, 1
 FOR_THE_ROWS = 3.0  # seconds before the limit at which tests that are not done are killed
 NAMED = 12  # failures that get a row of their own

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import reference
-from ..plan import StepPlan, check_options, gradients
+from ..plan import StepPlan, check_options, gradients, not_contiguous
 from ..step import SCALARS, Selection, StepOptions, StepRow
 from .importance import FLOAT_TYPES, accumulate_importance_
 from .launch import OPTIONS, DeviceTables, on
@@ -89,6 +89,7 @@ class _Plan(StepPlan):
         if options.capturable:
             self._check_step_counts()
         if any(isinstance(beta, Tensor) and beta.is_cuda for beta in (options.beta1, options.beta2)):
+            self.note_fallback("betas are tensors on the GPU: make them numbers, or tensors on the CPU")
             reference.roast_adamw_(self.rows(grads), options)
             return
         addresses = list(map(Tensor.data_ptr, grads))
@@ -118,15 +119,19 @@ class _Plan(StepPlan):
         kinds = (list(map(_dtype_of, grads)), list(map(Tensor.is_contiguous, grads)), aligned)
         if kinds == self._grads_of_launches:
             return
-        members: dict[Variant | None, list[int]] = {}
+        members: dict[Variant, list[int]] = {}
+        self._by_reference = []
         rows = self.rows()
-        for i, (row, *kind) in enumerate(zip(rows, *kinds, strict=True)):
-            members.setdefault(_variant(row, *kind), []).append(i)
-        self._by_reference = members.pop(None, [])
+        for i, (row, dtype, is_contiguous, is_aligned_too) in enumerate(zip(rows, *kinds, strict=True)):
+            reason = _why_not_fused(row, dtype, is_contiguous)
+            if reason is not None:
+                self.note_fallback(reason)
+                self._by_reference.append(i)
+            else:
+                members.setdefault(_variant(row, dtype, is_aligned_too), []).append(i)
         self._launches = [
             _Launch(variant, [rows[i] for i in indices], indices, DeviceTables(self.held_for_graphs))
             for variant, indices in members.items()
-            if variant is not None
         ]
         self._grads_of_launches = kinds
 
@@ -218,16 +223,31 @@ def _check_same_place(row: StepRow) -> None:
             )
 
 
-def _variant(row: StepRow, grad_dtype: torch.dtype, grad_is_contiguous: bool, grad_is_aligned: bool) -> Variant | None:
-    """The launch that a row belongs to with such a gradient; None: the reference."""
-    tensors = [tensor for name, tensor in row.tensors() if name != "step"]
-    dtypes = (row.param.dtype, grad_dtype, row.exp_avg.dtype)
-    contiguous = grad_is_contiguous and all(tensor.is_contiguous() for tensor in tensors)
-    if not contiguous or row.exp_avg_sq.dtype != row.exp_avg.dtype or not FLOAT_TYPES.keys() >= set(dtypes):
-        return None
-    aligned = grad_is_aligned and is_aligned([tensor.data_ptr() for tensor in tensors])
+def _why_not_fused(row: StepRow, grad_dtype: torch.dtype, grad_is_contiguous: bool) -> str | None:
+    """Why the kernel cannot take a row with such a gradient, and what to do about it; None if it can."""
+    for name, tensor in row.tensors():
+        if name not in ("step", "grad") and not tensor.is_contiguous():
+            return not_contiguous(name)
+    if not grad_is_contiguous:
+        return not_contiguous("grad")
+    for name, dtype in (("param", row.param.dtype), ("grad", grad_dtype), ("exp_avg", row.exp_avg.dtype)):
+        if dtype not in FLOAT_TYPES:
+            cure = "state_dtype=torch.float32" if name == "exp_avg" and row.param.dtype in FLOAT_TYPES else "float32"
+            return f"{name} is {dtype}, and only float32, bfloat16 and float16 are fused: use {cure}"
+    if row.exp_avg_sq.dtype != row.exp_avg.dtype:
+        return (
+            f"the two moments are {row.exp_avg.dtype} and {row.exp_avg_sq.dtype}: convert the checkpoint that they "
+            "come from to one dtype"
+        )
+    return None
+
+
+def _variant(row: StepRow, grad_dtype: torch.dtype, grad_is_aligned: bool) -> Variant:
+    """The launch that a row belongs to with such a gradient, all of which the kernel can take."""
+    addresses = [tensor.data_ptr() for name, tensor in row.tensors() if name != "step"]
+    aligned = grad_is_aligned and is_aligned(addresses)
     run = row.position.inner_length >= row.param.numel() and row.position.first_index % 4 == 0
-    return Variant(row.param.device, *dtypes, aligned, run)
+    return Variant(row.param.device, row.param.dtype, grad_dtype, row.exp_avg.dtype, aligned, run)
 
 
 def _packed(selection: Selection, device: torch.device, tables: DeviceTables) -> Tensor:

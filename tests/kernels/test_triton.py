@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,63 @@ def test_a_gpu_that_triton_does_not_support_is_refused(monkeypatch: pytest.Monke
     reason = triton.unavailable()
     assert reason is not None
     assert "compute capability 8.0" in reason
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as torch says."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(triton, "_launched", {})
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_that_launches_nothing_says_what_to_install_and_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def launch(index: int) -> str | None:
+        tried.append(index)
+        return original(index) if index == 1 else None
+
+    original = triton._try_to_launch
+    monkeypatch.setattr(triton, "_try_to_launch", launch)
+    monkeypatch.setattr(torch, "zeros", broken(RuntimeError("Failed to find C compiler.\nPlease specify via CC")))
+    assert triton.unavailable() is None  # nothing is started
+    for _ in range(3):
+        assert triton.unavailable(torch.device("cuda", 0)) is None
+        reason = triton.unavailable(torch.device("cuda", 1))
+        assert reason is not None
+        assert "cannot launch a kernel on cuda:1 (RuntimeError: Failed to find C compiler.)" in reason
+        assert "install a C compiler (gcc, or set CC) and Python's headers (python3-dev)" in reason
+    assert tried == [0, 1]
+    assert triton.unavailable(torch.device("cpu")) is None
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_nothing_is_launched_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "capturing", lambda: True)
+    monkeypatch.setattr(torch, "zeros", broken(AssertionError("launched")))
+    assert triton.unavailable(torch.device("cuda", 0)) is None
+    monkeypatch.setattr(triton, "capturing", lambda: False)
+    assert "AssertionError: launched" in (triton.unavailable(torch.device("cuda", 0)) or "")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_full_gpu_is_not_taken_for_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", broken(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        triton.unavailable(torch.device("cuda", 0))
+
+
+def broken(error: Exception) -> Callable[..., None]:
+    def function(*arguments: object, **named: object) -> None:
+        raise error
+
+    return function
 
 
 def test_the_interpreter_takes_tensors_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from roast_optim.kernels import reference
 from roast_optim.kernels.step import Position, Selection, StepOptions
 from roast_optim.kernels.triton import launch, roast_adamw
-from tests.support.devices import DEVICE, on_device
+from tests.support.devices import DEVICE, Places, on_device
 from tests.support.differences import first_difference, record_units
 from tests.support.steps import (
     OPTION_STRATEGIES,
@@ -232,6 +233,48 @@ def test_what_is_not_contiguous_or_not_float_takes_the_reference() -> None:
     expected = step.copy().run(reference)
     step.run(TRITON)  # on a GPU the reference rounds otherwise than on a CPU
     torch.testing.assert_close(step.rows[0].param, expected.rows[0].param, rtol=1e-13, atol=1e-13)
+
+
+def noted(step: Step) -> list[str]:
+    """The fallbacks of a plan after a step on the device of the tests."""
+    places = Places()
+    rows = [replace(row, **{name: places.of(tensor) for name, tensor in row.tensors() if name != "step"})
+            for row in step.rows]  # fmt: skip
+    plan = roast_adamw.plan(rows)
+    for _ in range(2):
+        plan.step([row.grad for row in rows], step.options)
+    return plan.fallbacks
+
+
+@pytest.mark.parametrize("name", ["param", "grad", "exp_avg", "rank_code"])
+def test_a_tensor_that_is_not_contiguous_is_named_with_a_cure(name: str) -> None:
+    step = a_step([(4,), (6, 5)])
+    setattr(step.rows[1], name, getattr(step.rows[1], name).T.contiguous().T)
+    (reason,) = noted(step)
+    assert "is not contiguous" in reason
+    assert "contiguous" in reason.partition(":")[2]
+    assert ("a gradient" if name == "grad" else name) in reason
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "message"),
+    [
+        ((torch.float64, torch.float64), "param is torch.float64, and only .* are fused: use float32"),
+        ((torch.float32, torch.float64), "exp_avg is torch.float64.*: use state_dtype=torch.float32"),
+    ],
+    ids=str,
+)
+def test_a_dtype_that_is_not_fused_is_named_with_a_cure(dtypes: tuple[torch.dtype, torch.dtype], message: str) -> None:
+    (reason,) = noted(a_step([(4,), (6, 5)], dtype=dtypes[0], moment_dtype=dtypes[1]))
+    assert re.search(message, reason), reason
+
+
+def test_moments_of_two_dtypes_are_said_of_and_nothing_else_is() -> None:
+    step = a_step([(4,), (6, 5)])
+    assert noted(step) == []
+    step.change(exp_avg_sq=step.rows[0].exp_avg_sq.bfloat16())
+    (reason,) = noted(step)
+    assert "two moments are torch.float32 and torch.bfloat16" in reason
 
 
 def test_no_parameters_at_all() -> None:

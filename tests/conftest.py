@@ -15,7 +15,7 @@ from hypothesis import settings
 from tests.interpreter import round_to_bfloat16_as_gpus_do
 from tests.support import torch_tests  # noqa: F401 - it sets a profile of hypothesis, and ours must come later
 from tests.support.devices import BACKENDS, CPU, DEVICE, INTERPRETED, backends_on
-from tests.support.differences import LARGEST_UNITS
+from tests.support.differences import LARGEST_UNITS, UNITS
 
 # The workers of a parallel run share the cores: more threads than cores wait for each other, and tests take minutes.
 # What must hold for any number of threads sets it itself.
@@ -81,7 +81,7 @@ def largest_units(record_property: Callable[[str, object], None]) -> Iterator[No
     LARGEST_UNITS.clear()
     yield
     for name, units in LARGEST_UNITS.items():
-        record_property(f"units of {name}", units)
+        record_property(UNITS + name, units)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -95,7 +95,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             for name, number in report.user_properties:
                 if name.startswith("cases on "):
                     cases[name] += number
-                elif name.startswith("units of "):
+                elif name.startswith(UNITS):
                     units[name] = max(units.get(name, 0.0), number)
     if cases.total():
         terminalreporter.section("conformity and random inputs")
@@ -104,7 +104,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if units:
         terminalreporter.section(f"largest differences from the reference, units of the last place, {DEVICE}")
         for name, largest in sorted(units.items()):
-            terminalreporter.write_line(f"{name.removeprefix('units of ')}: {largest:.3g}")
+            terminalreporter.write_line(f"{name.removeprefix(UNITS)}: {largest:.3g}")
 
 
 @pytest.fixture(scope="session")

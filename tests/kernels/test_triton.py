@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from roast_optim.kernels import triton
+from roast_optim.kernels.triton import launch
 
 ROOT = Path(__file__).parents[2]
 # What `make test` runs in the interpreter, in a run of its own, and how many tests that are at least.
@@ -144,3 +146,35 @@ def test_the_package_can_be_imported_where_triton_cannot() -> None:
 def test_what_the_backend_lacks_is_named() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         triton.nonsense  # noqa: B018
+
+
+# ----------------------------------------------------------------------------------------------- tables on the device
+
+
+def test_a_table_is_made_once_for_each_stream_and_again_of_other_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = SimpleNamespace(cuda_stream=1)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    tables, device = launch.DeviceTables([]), torch.device("cuda", 0)
+    made_of = (torch.zeros(2),)
+    first = tables.get("selection", device, lambda: torch.ones(1), made_of)
+    assert tables.get("selection", device, lambda: torch.ones(1), made_of) is first
+    stream.cuda_stream = 2
+    assert tables.get("selection", device, lambda: torch.ones(1), made_of) is not first
+    stream.cuda_stream = 1
+    assert tables.get("selection", device, lambda: torch.ones(1), made_of) is first
+    assert tables.get("selection", device, lambda: torch.ones(1), (torch.zeros(2),)) is not first
+
+
+def test_a_capture_keeps_its_tables_and_what_they_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[torch.Tensor] = []
+    tables, made_of = launch.DeviceTables(held), (torch.zeros(2),)
+    before = tables.get("selection", torch.device("cpu"), lambda: torch.ones(1), made_of)
+    monkeypatch.setattr(launch, "capturing", lambda: True)
+    captured = [tables.get("selection", torch.device("cpu"), lambda: torch.ones(1), made_of) for _ in range(2)]
+    assert captured[0] is not captured[1]
+    assert all(each is not before for each in captured)
+    assert [id(each) for each in held] == [id(each) for table in captured for each in (table, *made_of)]
+    with pytest.raises(RuntimeError, match="a CUDA graph cannot hold this"):
+        launch.DeviceTables().get("selection", torch.device("cpu"), lambda: torch.ones(1))
+    monkeypatch.setattr(launch, "capturing", lambda: False)
+    assert tables.get("selection", torch.device("cpu"), lambda: torch.ones(1), made_of) is before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+UNITS = "units of "  # how a property of a test begins that tells a largest difference
 # The largest differences that `record_units` was told in this test, by name.
 LARGEST_UNITS: dict[str, float] = {}
 _INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}

@@ -23,6 +23,8 @@ class StepPlan(ABC):
         names: the tensors that every row has, in the order of the fields; without gradients, which are new at every
             step and would be kept alive.
         positions: of the rows.
+        fallbacks: why some rows are left to the reference where that is slow, each with what to do about it; steps add
+            what they find out.
         held_for_graphs: what CUDA graphs that hold steps of this plan read at their replays. Nothing tells when the
             last of them is gone, so whoever replaces the plan keeps it.
 
@@ -31,6 +33,7 @@ class StepPlan(ABC):
     """
 
     def __init__(self, rows: Sequence[StepRow]) -> None:
+        self.fallbacks: list[str] = []
         self.held_for_graphs: list[Tensor] = []
         self.positions = [row.position for row in rows]
         self.names = _common_names(rows)
@@ -98,6 +101,11 @@ class StepPlan(ABC):
             raise ValueError("these rows have no importance to which anything could be added")
         return found
 
+    def note_fallback(self, reason: str) -> None:
+        """Add a reason to ``fallbacks``, once."""
+        if reason not in self.fallbacks:
+            self.fallbacks.append(reason)
+
     @abstractmethod
     def accumulate(self, grads: Sequence[Tensor]) -> None:
         """Add the squared gradients to the importance of the rows, and nothing else."""
@@ -110,6 +118,16 @@ class StepPlan(ABC):
             grads: of the rows, in their order. They are looked at every time.
             options: the scalars.
         """
+
+
+def not_contiguous(name: str) -> str:
+    """The reason of a fallback: a tensor, by its name in the row, is not contiguous."""
+    if name == "grad":
+        return "a gradient is not contiguous: call contiguous() on it before the step"
+    return (
+        f"{name} is not contiguous (a model in channels_last, say, or a transposed parameter): make the parameters "
+        "contiguous before the optimizer is constructed"
+    )
 
 
 def gradients(rows: Sequence[StepRow]) -> list[Tensor]:

@@ -24,7 +24,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 
-def unavailable() -> str | None:
+def unavailable(device: torch.device | None = None) -> str | None:
     """None: plain torch runs everywhere."""
     return None
 

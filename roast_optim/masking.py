@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .kernels.capture import capturing
 from .kernels.reference import chunks, draw_words, kept
 from .kernels.step import RANK_CODES, Position
 
@@ -52,7 +53,18 @@ def rescaling_factors(alpha: float, beta: float) -> Tensor:
 
 @lru_cache(maxsize=256)
 def selection_tables(alpha: float, beta: float, rescale: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Thresholds and rescaling factors on ``device``, made once; without rescaling the factors are one."""
+    """Thresholds and rescaling factors on ``device``, made once; without rescaling the factors are one.
+
+    The copies have arrived when this returns, so that every stream can read them.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, to which nothing can be copied from the host.
+    """
+    if device.type == "cuda" and capturing():
+        raise RuntimeError(
+            f"RoastAdamW: alpha={alpha} and beta={beta} are new on {device}, and a CUDA graph that is being captured "
+            "cannot wait for their tables: take one step with them before the capture"
+        )
     thresholds = keep_thresholds(alpha, beta)
     factors = rescaling_factors(alpha, beta) if rescale else torch.ones(RANK_CODES, device="cpu")
     return thresholds.to(device), factors.to(device)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import checkpoint
-from .backends import backend_for, check_backend
+from .backends import backend_for, check_backend, tell_fallbacks
+from .graph_capture import refuse_capture_of_refresh, refuse_capture_of_step
 from .importance import RankedTensors, fill_magnitude_scores_, fill_random_scores_, refresh_rank_codes
 from .kernels.backend import Backend
 from .kernels.step import Position, StepRow
@@ -27,7 +28,7 @@ from .processes import any_of_them, device_of, parameters_of_earlier_stages, req
 from .sharding import check_process_group, local, position_of, shard_groups
 from .state import State, make_state, step_row
 from .statistics import selection_stats
-from .step_options import accumulates, step_options
+from .step_options import accumulates, prepare_selections, step_options
 from .step_plans import PlannedStep, StepPlans
 from .user_warning import warn
 
@@ -167,6 +168,7 @@ class RoastAdamW(Optimizer):
     # learning rate.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _take_step(self) -> None:
+        refuse_capture_of_step(self.param_groups, self.state, self.options, self._measuring, self._has_stepped)
         had_state = len(self.state) > 0
         if not self._has_stepped:
             self._number_after_earlier_stages()
@@ -201,6 +203,7 @@ class RoastAdamW(Optimizer):
             group["steps_since_refresh"] += 1
             for device, plan, grads in steps:
                 plan.step(grads, step_options(group, self.options, device))
+                tell_fallbacks(plan, self._warn_once)
 
     def _refresh_if_due(self) -> None:
         every = self.options.refresh_every
@@ -259,6 +262,7 @@ class RoastAdamW(Optimizer):
         done. Where parameters are sharded, every process must call it: it is one all-reduce of 512 KB over the
         processes that share them.
         """
+        refuse_capture_of_refresh()
         require_same_masks(self.param_groups, self.options, self.process_group)
         self._number_after_earlier_stages()
         parts: dict[tuple[Any, ...], RankedTensors] = {}
@@ -283,6 +287,7 @@ class RoastAdamW(Optimizer):
         for group in self.param_groups:
             group["steps_since_refresh"] = 0
             group["refreshes"] += int(ranked)
+        prepare_selections(self.param_groups, self.options)
         if not ranked:
             self._warn_once(
                 "refresh() found no accumulated importance and keeps the ranks: take a step with non-zero gradients "

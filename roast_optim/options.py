@@ -188,8 +188,9 @@ OPTIONS: dict[str, Option] = {
     "maximize": Option(False, "maximise the objective instead of minimising it.", (_SWITCH,), of_group=True),
     "capturable": Option(
         False,
-        "keep the step counts on the device, so that a CUDA graph can hold the step. A replayed graph runs no Python: "
-        "call refresh() yourself and leave importance_every at 1.",
+        "keep the step counts on the device, so that a CUDA graph can hold the step, after the first refresh() and one "
+        "step. A replayed graph runs no Python: set refresh_every=None and call refresh() between replays. What a "
+        "graph cannot hold is refused.",
         (_SWITCH,),
         of_group=True,
     ),

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import reference
-from ..plan import StepPlan, check_options, gradients
+from ..plan import StepPlan, check_options, gradients, not_contiguous
 from ..step import CHOICES, HISTOGRAM_BINS, RANK_CODES, SCALARS, TENSORS, Selection, StepOptions, StepRow
 from ..tensor_facts import facts
 from .library import Step, instruction_set, loaded, threads, unavailable, use_instruction_set
@@ -82,12 +82,15 @@ class _Plan(StepPlan):
         for i, row in enumerate(rows):
             alike.setdefault(_dtypes(row), []).append(i)
         self._by_reference = alike.pop(None, [])
+        for i in self._by_reference:
+            self._note_what_is_not_contiguous(rows[i])
         self._parts = []
         for indices in alike.values():
             part = _Part([rows[i] for i in indices], indices)
             if part.is_suitable:
                 self._parts.append(part)
             else:
+                self.note_fallback(_OVERLAP)
                 self._by_reference += indices
 
     def accumulate(self, grads: Sequence[Tensor]) -> None:
@@ -96,6 +99,7 @@ class _Plan(StepPlan):
     def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
         check_options(self.names, options)
         if options.capturable:
+            self.note_fallback("capturable=True serves CUDA graphs, which no CPU has: leave it out")
             reference.roast_adamw_(self.rows(grads), options)
             return
         by_reference = list(self._by_reference)
@@ -105,6 +109,7 @@ class _Plan(StepPlan):
             if addresses is None:
                 by_reference += self._step_apart(part, grads, options)
             elif not part.step(addresses, options):
+                self.note_fallback(_OVERLAP)
                 by_reference += part.indices
         if by_reference:
             rows = self.rows(grads)
@@ -116,7 +121,17 @@ class _Plan(StepPlan):
         if any(suits):
             rows = self.rows(grads)
             roast_adamw_([rows[i] for i, suited in zip(part.indices, suits, strict=True) if suited], options)
-        return [i for i, suited in zip(part.indices, suits, strict=True) if not suited]
+        apart = [i for i, suited in zip(part.indices, suits, strict=True) if not suited]
+        if not all(grads[i].is_contiguous() for i in apart):
+            self.note_fallback(not_contiguous("grad"))
+        return apart
+
+    def _note_what_is_not_contiguous(self, row: StepRow) -> None:
+        # Nothing is said of float64 and float16: on a CPU their arithmetic is what takes the time.
+        tensors = row.with_gradient(None).tensors()
+        first = next((name for name, tensor in tensors if not tensor.is_contiguous()), None)
+        if first is not None and row.param.dtype in DTYPES:
+            self.note_fallback(not_contiguous(first))
 
 
 class _Part:
@@ -190,6 +205,7 @@ class _Part:
 
 
 _GRAD = list(TENSORS).index("grad")
+_OVERLAP = "tensors of the step overlap in memory: give each parameter, and each tensor of its state, memory of its own"
 _OPTIONAL = [(i, name) for i, name in enumerate(TENSORS) if TENSORS[name].needs is not None]
 _OPTIONS = [each.name for each in fields(StepOptions) if each.name in SCALARS]
 

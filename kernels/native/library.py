@@ -105,8 +105,8 @@ def loaded() -> ctypes.CDLL:
     return outcome
 
 
-def unavailable() -> str | None:
-    """Why the library cannot be used, and what to do about it; None when it can."""
+def unavailable(device: torch.device | None = None) -> str | None:
+    """Why the library cannot be used, and what to do about it; None when it can. It is the same for every device."""
     outcome = _outcome()
     return str(outcome) if isinstance(outcome, LibraryError) else None
 

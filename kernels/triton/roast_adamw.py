@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import reference
-from ..plan import StepPlan, check_options, gradients
-from ..step import SCALARS, Selection, StepOptions, StepRow
+from ..plan import StepPlan, check_options, gradients, not_contiguous
+from ..step import SCALARS, TENSORS, Selection, StepOptions, StepRow
 from ..tensor_facts import Facts, facts
 from .importance import FLOAT_TYPES, accumulate_importance_
 from .launch import OPTIONS, DeviceTables, on
@@ -90,6 +90,7 @@ class _Plan(StepPlan):
         if options.capturable:
             self._check_step_counts()
         if any(isinstance(beta, Tensor) and beta.is_cuda for beta in (options.beta1, options.beta2)):
+            self.note_fallback("betas are tensors on the GPU: make them numbers, or tensors on the CPU")
             reference.roast_adamw_(self.rows(grads), options)
             return
         found = facts(grads)
@@ -121,15 +122,19 @@ class _Plan(StepPlan):
         kinds = (found.kinds, found.contiguous, aligned)
         if kinds == self._grads_of_launches:
             return
-        members: dict[Variant | None, list[int]] = {}
+        members: dict[Variant, list[int]] = {}
+        self._by_reference = []
         rows = self.rows()
         for i, (row, grad, on_edge) in enumerate(zip(rows, grads, aligned, strict=True)):
-            members.setdefault(_variant(row, grad, on_edge), []).append(i)
-        self._by_reference = members.pop(None, [])
+            reason = _why_not_fused(row, grad)
+            if reason is not None:
+                self.note_fallback(reason)
+                self._by_reference.append(i)
+            else:
+                members.setdefault(_variant(row, grad, on_edge), []).append(i)
         self._launches = [
             _Launch(variant, [rows[i] for i in indices], indices, DeviceTables(self.held_for_graphs))
             for variant, indices in members.items()
-            if variant is not None
         ]
         self._grads_of_launches = kinds
 
@@ -221,16 +226,30 @@ def _check_same_place(row: StepRow) -> None:
             )
 
 
-def _variant(row: StepRow, grad: Tensor, grad_is_aligned: bool) -> Variant | None:
-    """The launch that a row belongs to with a gradient; None: the reference."""
-    tensors = [tensor for name, tensor in row.tensors() if name != "step"]
-    dtypes = (row.param.dtype, grad.dtype, row.exp_avg.dtype)
-    contiguous = grad.is_contiguous() and all(tensor.is_contiguous() for tensor in tensors)
-    if not contiguous or not row.has_usual_dtypes() or not FLOAT_TYPES.keys() >= set(dtypes):
-        return None
-    aligned = grad_is_aligned and is_aligned([tensor.data_ptr() for tensor in tensors])
+def _why_not_fused(row: StepRow, grad: Tensor) -> str | None:
+    """Why the kernel cannot take a row with such a gradient, and what to do about it; None if it can."""
+    for name, tensor in row.tensors():
+        if name not in ("step", "grad") and not tensor.is_contiguous():
+            return not_contiguous(name)
+    if not grad.is_contiguous():
+        return not_contiguous("grad")
+    for name, dtype in (("param", row.param.dtype), ("grad", grad.dtype), ("exp_avg", row.exp_avg.dtype)):
+        if dtype not in FLOAT_TYPES:
+            cure = "state_dtype=torch.float32" if name == "exp_avg" and row.param.dtype in FLOAT_TYPES else "float32"
+            return f"{name} is {dtype}, and only float32, bfloat16 and float16 are fused: use {cure}"
+    for name, tensor in row.tensors():
+        usual = TENSORS[name].dtype.resolved(row.param.dtype, row.exp_avg.dtype)
+        if name != "grad" and tensor.dtype != usual:
+            return f"{name} is {tensor.dtype} and not {usual}: convert the checkpoint that it comes from"
+    return None
+
+
+def _variant(row: StepRow, grad: Tensor, grad_is_aligned: bool) -> Variant:
+    """The launch that a row belongs to with such a gradient, all of which the kernel can take."""
+    addresses = [tensor.data_ptr() for name, tensor in row.tensors() if name != "step"]
+    aligned = grad_is_aligned and is_aligned(addresses)
     run = row.position.inner_length >= row.param.numel() and row.position.first_index % 4 == 0
-    return Variant(row.param.device, *dtypes, aligned, run)
+    return Variant(row.param.device, row.param.dtype, grad.dtype, row.exp_avg.dtype, aligned, run)
 
 
 def _packed(selection: Selection, device: torch.device, tables: DeviceTables) -> Tensor:

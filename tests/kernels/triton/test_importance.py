@@ -11,11 +11,10 @@ from torch import Tensor
 from roast_optim.kernels import reference
 from roast_optim.kernels.step import HISTOGRAM_BINS
 from roast_optim.kernels.triton import launch
-from roast_optim.kernels.triton.histogram import histogram_
-from roast_optim.kernels.triton.importance import accumulate_importance_
-from roast_optim.kernels.triton.rank_codes import assign_rank_codes_
+from tests.support.devices import DEVICE, on_device
 
-BLOCK = launch.block_size(torch.device("cpu"))
+TRITON = on_device("triton")
+BLOCK = launch.block_size(DEVICE)
 SIZES = [0, 1, 5, BLOCK, 2 * BLOCK + 7, BLOCK * launch.BLOCKS_PER_PROGRAM + 3]
 
 
@@ -35,7 +34,7 @@ def test_accumulation(dtype: torch.dtype, offset: int) -> None:
     expected = [tensor.clone() for tensor in actual]
     gradients = [torch.randn(tensor.shape).mul(1e10).to(dtype) for tensor in actual]
     gradients[3][:4] = torch.tensor([math.nan, math.inf, -math.inf, torch.finfo(dtype).max])
-    accumulate_importance_(actual, gradients)
+    TRITON.accumulate_importance_(actual, gradients)
     reference.accumulate_importance_(expected, gradients)
     for importance, wanted in zip(actual, expected, strict=True):
         assert torch.equal(importance, wanted)
@@ -44,14 +43,14 @@ def test_accumulation(dtype: torch.dtype, offset: int) -> None:
 @pytest.mark.parametrize("offset", [0, 3])
 def test_histogram_and_rank_codes(offset: int) -> None:
     counts, expected = (torch.ones(HISTOGRAM_BINS, dtype=torch.int64) for _ in range(2))
-    histogram_(scores(offset), counts)
+    TRITON.histogram_(scores(offset), counts)
     reference.histogram_(scores(offset), expected)
     assert torch.equal(counts, expected)
 
     table = torch.randint(256, (HISTOGRAM_BINS,)).to(torch.uint8)
     actual, wanted = ([tensor.clone() for tensor in scores(offset)[:-2]] for _ in range(2))
     codes, wanted_codes = ([torch.zeros(tensor.shape, dtype=torch.uint8) for tensor in actual] for _ in range(2))
-    assign_rank_codes_(actual, codes, table)
+    TRITON.assign_rank_codes_(actual, codes, table)
     reference.assign_rank_codes_(wanted, wanted_codes, table)
     for importance, code, wanted_code in zip(actual, codes, wanted_codes, strict=True):
         assert torch.equal(code, wanted_code)
@@ -60,7 +59,7 @@ def test_histogram_and_rank_codes(offset: int) -> None:
 
 def test_no_tensors_at_all() -> None:
     counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
-    accumulate_importance_([], [])
-    histogram_([], counts)
-    assign_rank_codes_([], [], torch.zeros(HISTOGRAM_BINS, dtype=torch.uint8))
+    TRITON.accumulate_importance_([], [])
+    TRITON.histogram_([], counts)
+    TRITON.assign_rank_codes_([], [], torch.zeros(HISTOGRAM_BINS, dtype=torch.uint8))
     assert not counts.any()

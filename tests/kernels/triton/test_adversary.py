@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
 
 from roast_optim import AdversarialEmbedding, backends, losses, perturbation, symmetric_kl
+from tests.support.devices import DEVICE
 
 
 def bert() -> torch.nn.Module:
@@ -32,12 +33,12 @@ def objective_and_gradients(
     make: Callable[[], torch.nn.Module], dtype: torch.dtype, **options: object
 ) -> tuple[Tensor, list[Tensor], int]:
     torch.manual_seed(0)
-    model = make().to(dtype).train()
+    model = make().to(DEVICE, dtype).train()
     mask = torch.ones(4, 7, dtype=torch.long)
     mask[0, 5:] = 0
     batch = {"input_ids": torch.randint(0, 50, (4, 7)), "attention_mask": mask, "labels": torch.tensor([0, 2, 1, 1])}
     adversary = AdversarialEmbedding(model, consistency_weight=0.5, **options)
-    loss = adversary(**batch).loss
+    loss = adversary(**{name: tensor.to(DEVICE) for name, tensor in batch.items()}).loss
     loss.backward()
     gradients = [param.grad for param in model.parameters() if param.grad is not None]
     return loss.detach(), gradients, adversary.nonfinite_samples
@@ -90,7 +91,8 @@ def test_the_divergence_is_the_same_with_the_kernels(
     labels: Tensor | None, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    sides = [torch.randn(2, 3, 11, generator=generator, requires_grad=True) for _ in range(2)]
+    sides = [torch.randn(2, 3, 11, generator=generator).to(DEVICE).requires_grad_() for _ in range(2)]
+    labels = None if labels is None else labels.to(DEVICE)
     found = symmetric_kl(*sides, labels)
     gradients = torch.autograd.grad(found, sides)
     assert calls == ["roast_optim.losses"]
@@ -101,12 +103,12 @@ def test_the_divergence_is_the_same_with_the_kernels(
 
 
 def test_float64_stays_with_torch(calls: list[str]) -> None:
-    p, q = torch.randn(2, 3, 5, dtype=torch.float64)
+    p, q = torch.randn(2, 3, 5, dtype=torch.float64, device=DEVICE)
     assert symmetric_kl(p, q).dtype == torch.float64
     assert calls == []
 
 
 def test_unequal_shapes_are_refused_before_a_kernel_runs(calls: list[str]) -> None:
     with pytest.raises(ValueError, match="must be the same"):
-        symmetric_kl(torch.zeros(2, 3), torch.zeros(2, 4))
+        symmetric_kl(torch.zeros(2, 3, device=DEVICE), torch.zeros(2, 4, device=DEVICE))
     assert calls == []

@@ -1,4 +1,4 @@
-"""RoastAdamW on the Triton backend, from end to end, beside the reference backend."""
+"""RoastAdamW on the Triton backend, from end to end, beside the reference backend on the CPU."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from roast_optim.optimizer import RoastAdamW
+from tests.support.devices import CPU, DEVICE, placed
 
 SHAPES = [(40, 30), (30,), (), (0,), (7, 5, 3)]
 
 
 def make(backend: str, **options: Any) -> RoastAdamW:
+    """Triton's parameters lie on the device of the tests, the reference's on the CPU."""
     generator = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    values = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    parameters = [nn.Parameter(value if backend == "reference" else placed(value)) for value in values]
     groups = [{"params": parameters[:3]}, {"params": parameters[3:], "alpha": 0.2, "weight_decay": 0.0}]
     return RoastAdamW(groups, lr=1e-2, alpha=0.5, beta=5.0, refresh_every=3, backend=backend, **options)
 
@@ -28,9 +31,8 @@ def take_steps(optimizer: RoastAdamW, first: int, last: int) -> None:
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
         for param in parameters_of(optimizer):
-            param.grad = torch.randn(param.shape, generator=generator) * 10 ** torch.randn(
-                param.shape, generator=generator
-            )
+            sizes = 10 ** torch.randn(param.shape, generator=generator)
+            param.grad = (torch.randn(param.shape, generator=generator) * sizes).to(param.device)
         optimizer.step()
 
 
@@ -44,9 +46,11 @@ def test_ranks_are_the_references_and_parameters_agree(options: dict[str, Any]) 
     take_steps(actual, 0, 8)
     take_steps(expected, 0, 8)
     for param, wanted in zip(parameters_of(actual), parameters_of(expected), strict=True):
-        torch.testing.assert_close(param, wanted, rtol=1e-6, atol=1e-6)
+        assert param.device == DEVICE
+        assert wanted.device == CPU
+        torch.testing.assert_close(param.cpu(), wanted, rtol=1e-6, atol=1e-6)
         for name in ("rank_code", "importance", "step"):
-            assert torch.equal(actual.state[param][name], expected.state[wanted][name])
+            assert torch.equal(actual.state[param][name].cpu(), expected.state[wanted][name])
     assert actual.selection_stats() == expected.selection_stats()
     assert actual.selection_stats()["refreshes"] == 2
 

@@ -9,9 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from roast_optim.kernels.triton.perturbation import perturbed_embedding
+from roast_optim.kernels.triton import perturbation
+from tests.support.devices import differentiably_placed, placed
 
 STEP_SIZE = 0.1
+
+
+def perturbed_embedding(
+    embedding: Tensor, gradient: Tensor, step_size: float, norm: str, tokens: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The kernel's, on the device of the tests."""
+    tokens = None if tokens is None else placed(tokens)
+    perturbed, not_finite = perturbation.perturbed_embedding(
+        differentiably_placed(embedding), placed(gradient), step_size, norm, tokens=tokens, **options
+    )
+    return perturbed.cpu(), not_finite.cpu()
 
 
 def defined(embedding: Tensor, gradient: Tensor, norm: str, tokens: Tensor) -> Tensor:

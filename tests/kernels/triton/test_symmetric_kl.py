@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from roast_optim.kernels.triton.symmetric_kl import symmetric_kl_rows
+from roast_optim.kernels.triton import symmetric_kl
+from tests.support.devices import differentiably_placed, placed
+
+
+def symmetric_kl_rows(logits_p: Tensor, logits_q: Tensor, counted: Tensor | None = None) -> Tensor:
+    """The kernel's, on the device of the tests; gradients come back to the CPU."""
+    counted = None if counted is None else placed(counted)
+    return symmetric_kl.symmetric_kl_rows(
+        differentiably_placed(logits_p), differentiably_placed(logits_q), counted
+    ).cpu()
 
 
 def defined(logits_p: Tensor, logits_q: Tensor) -> Tensor:

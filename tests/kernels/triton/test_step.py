@@ -269,12 +269,12 @@ def test_a_dtype_that_is_not_fused_is_named_with_a_cure(dtypes: tuple[torch.dtyp
     assert re.search(message, reason), reason
 
 
-def test_moments_of_two_dtypes_are_said_of_and_nothing_else_is() -> None:
+def test_a_tensor_of_another_dtype_than_the_others_is_said_of_and_nothing_else_is() -> None:
     step = a_step([(4,), (6, 5)])
     assert noted(step) == []
     step.change(exp_avg_sq=step.rows[0].exp_avg_sq.bfloat16())
     (reason,) = noted(step)
-    assert "two moments are torch.float32 and torch.bfloat16" in reason
+    assert "exp_avg_sq is torch.bfloat16 and not torch.float32: convert the checkpoint" in reason
 
 
 def test_no_parameters_at_all() -> None:

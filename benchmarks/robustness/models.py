@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from roast_optim.evaluation.classifier import Classifier, loading, on_best_device
+from roast_optim.evaluation.classifier import Classifier, check_tokenizer, loading, on_best_device
 from roast_optim.evaluation.errors import UserError
 from roast_optim.evaluation.sets import Texts
 
@@ -78,6 +78,7 @@ def load_classifier(name: str, task: Task, max_length: int, seed: int) -> Classi
         tokenizer = AutoTokenizer.from_pretrained(path)
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(path, config=config)
+    check_tokenizer(name, tokenizer)
     return on_best_device(model, tokenizer, max_length)
 
 

@@ -57,7 +57,7 @@ def advice(
         nearest = max(gains, key=lambda name: gains[name].value)
         return [
             f"No method is shown to beat plain fine-tuning {where}: stay with it.",
-            f"The largest gain is that of {listed([nearest], gains)}.",
+            f"The best of the others is {listed([nearest], gains)}.",
         ]
     unbeaten = [name for name in better if not any(beats(other, name, runs, error_rate) for other in better)]
     chosen = min(unbeaten or better, key=lambda name: mean_seconds(runs[name]))

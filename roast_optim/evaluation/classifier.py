@@ -96,6 +96,7 @@ def load_classifier(name: str, max_length: int | None = None) -> Classifier:
         missing = sorted(found["missing_keys"])[0]
         raise UserError(f"model {name!r} has no trained classification head ({missing} is missing); fine-tune it first")
     check_exclusive_labels(name, model.config)
+    check_tokenizer(name, tokenizer)
     return on_best_device(model, tokenizer, max_length or default_max_length(model, tokenizer))
 
 
@@ -109,6 +110,18 @@ def check_exclusive_labels(name: str, config: Any) -> None:
         kind = config.problem_type or f"{config.num_labels} output"
         raise UserError(
             f"model {name!r} does not choose one of several labels ({kind}), which is what is measured here"
+        )
+
+
+def check_tokenizer(name: str, tokenizer: Any) -> None:
+    """A folder with a model but no tokenizer gives one that knows no word, and no error.
+
+    Raises:
+        UserError: the tokenizer has no other tokens than special ones.
+    """
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"model {name!r} comes without its tokenizer; tokenizer.save_pretrained({name!r}) puts it there"
         )
 
 

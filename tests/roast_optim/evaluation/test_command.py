@@ -201,13 +201,18 @@ def with_weights_that_are_not_finite(folder: Path, trained: Path) -> str:
     return "not finite"
 
 
+def without_a_tokenizer(folder: Path, trained: Path) -> str:
+    BertForSequenceClassification.from_pretrained(trained).save_pretrained(folder)
+    return "comes without its tokenizer; tokenizer.save_pretrained("
+
+
 def that_is_not_there(folder: Path, trained: Path) -> str:
     return "cannot be loaded"
 
 
 @pytest.mark.parametrize(
     "make",
-    [without_head, with_one_output, with_weights_that_are_not_finite, that_is_not_there],
+    [without_head, with_one_output, with_weights_that_are_not_finite, without_a_tokenizer, that_is_not_there],
     ids=lambda make: make.__name__,
 )
 def test_models_that_cannot_be_measured_are_named(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 import subprocess
 import sys
@@ -289,12 +287,6 @@ def test_sets_that_do_not_fit_are_refused(sets: list[TextSet], message: str) -> 
 def test_label_names_must_be_as_many_as_outputs() -> None:
     with pytest.raises(ValueError, match="returned 3 outputs for 2 labels"):
         evaluated(INSIDE, label_names=("no", "yes"))
-
-
-def test_the_example_of_the_documentation_runs() -> None:
-    results = doctest.testmod(importlib.import_module("roast_optim.evaluation.measure"))
-    assert results.attempted
-    assert not results.failed
 
 
 def in_another_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

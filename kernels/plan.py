@@ -18,17 +18,19 @@ from .step import TENSORS, StepOptions, StepRow
 _dtype_of = attrgetter("dtype")
 
 
-def facts(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype], list[int], list[bool]]:
-    """Address, dtype, number of elements and contiguity of each tensor: what a kernel relies on.
+def facts(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype], list[int], list[bool], list[bool]]:
+    """Address, dtype, number of elements, contiguity and negative bit of each tensor: what a kernel relies on.
 
     Together they notice every change between two steps: ``.data``, ``set_``, ``resize_``, a view or dtype of the same
-    memory, storage that was freed or moved. Four lists without a call of a Python function: it runs at every step.
+    memory, storage that was freed or moved, memory that is now read with the other
+    sign. Five lists without a call of a Python function: it runs at every step.
     """
     return (
         list(map(Tensor.data_ptr, tensors)),
         list(map(_dtype_of, tensors)),
         list(map(Tensor.numel, tensors)),
         list(map(Tensor.is_contiguous, tensors)),
+        list(map(Tensor.is_neg, tensors)),
     )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from .group_checks import NOT_SUPPORTED
 from .kernels.step import STATE_TENSORS, DtypeOf, TensorField, state_names
 from .options import GROUP_COUNTERS, OPTIONS_OF_MASKS, check_group
 from .sharding import local, sharding_of
@@ -74,6 +76,8 @@ def _check_state(index: int, state: dict[str, Any], param: Tensor, saved_group: 
         value = state.get(key)
         if not isinstance(value, Tensor):
             raise ValueError(f"state_dict: parameter {index} lacks {key}, or it is not a tensor")
+        if is_lazy(param):  # its shape is not known yet: the first step looks at it
+            continue
         if value.shape != param.shape:
             raise ValueError(
                 f"state_dict: {key} of parameter {index} has shape {tuple(value.shape)}, the parameter has "
@@ -145,13 +149,16 @@ def reattach(
         for key, default in {**defaults, **GROUP_COUNTERS}.items():
             if key != "differentiable":  # no option of ours; the base class adds it to the defaults when it loads
                 group.setdefault(key, default if key in GROUP_COUNTERS else own.get(key, default))
+        for key in NOT_SUPPORTED:  # of AdamW, without an effect here
+            group.pop(key, None)
         for param, index in zip(group["params"], saved["params"], strict=True):
             state = states.get(param)
             if not state:
                 continue
             _undo_casts(state, state_dict["state"][index], param, capturable=group["capturable"])
             lacking += [name for name in state_names(group) if name not in state and name not in lacking]
-            make_state(state, group, param, state_dtype)
+            if not is_lazy(param):  # otherwise before its first step
+                make_state(state, group, param, state_dtype, index)
     if "rank_code" in lacking:
         warn(
             "the state_dict was saved by an optimizer without selection (AdamW): its moments are taken, importance "

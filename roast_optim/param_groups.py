@@ -86,6 +86,32 @@ def selective_param_groups(
     ]
 
 
+def always_updated_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for :class:`.RoastAdamW` without selection, with which it is AdamW.
+
+    Args:
+        model: any module, with transformer blocks or without.
+        weight_decay: of everything that is neither bias nor normalisation weight, as in :func:`selective_param_groups`.
+
+    Returns:
+        Up to two groups: dicts of ``params`` (those that are trainable), ``weight_decay`` and ``selective`` (False).
+    """
+    unpenalised = _without_weight_decay(model)
+    groups = (
+        {
+            "params": [
+                parameter
+                for parameter in model.parameters()
+                if parameter.requires_grad and (parameter not in unpenalised) == decays
+            ],
+            "weight_decay": weight_decay if decays else 0.0,
+            "selective": False,
+        }
+        for decays in (True, False)
+    )
+    return [group for group in groups if group["params"]]
+
+
 def transformer_blocks(model: nn.Module) -> list[list[nn.Module]]:
     """The stacks of transformer blocks of a model, in the model's order: of an encoder-decoder, two.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .kernels.step import RANK_CODES, Position
+from .kernels.step import RANK_CODES, Position, draw_number_of
 from .masking import keep_mask, keep_probabilities
 from .options import GROUP_COUNTERS
 from .sharding import all_reduced, local, shard_groups
@@ -56,7 +56,7 @@ def _group_stats(
             alpha,
             beta,
             seed=group["seed"],
-            draw_number=group["refreshes"] if per_refresh else int(state[param]["step"]),
+            draw_number=group["refreshes"] if per_refresh else draw_number_of(float(state[param]["step"])),
             position=positions[param],
         )
         kept = torch.stack([per_code @ keep_probabilities(alpha, beta), mask.sum().cpu().double()])

@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 
 from .. import reference
 from ..plan import StepPlan, check_options, gradients
-from ..step import SCALARS, Selection, StepOptions, StepRow
+from ..step import LAST_EXACT_COUNT, SCALARS, Selection, StepOptions, StepRow, advance_counts_, next_count
 from .importance import FLOAT_TYPES, accumulate_importance_
 from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, is_aligned
@@ -115,7 +115,8 @@ class _Plan(StepPlan):
 
     def _find_launches(self, grads: Sequence[Tensor], addresses: list[int]) -> None:
         aligned = [address & 15 == 0 for address in addresses]
-        kinds = (list(map(_dtype_of, grads)), list(map(Tensor.is_contiguous, grads)), aligned)
+        plain = [grad.is_contiguous() and not grad.is_neg() for grad in grads]
+        kinds = (list(map(_dtype_of, grads)), plain, aligned)
         if kinds == self._grads_of_launches:
             return
         members: dict[Variant | None, list[int]] = {}
@@ -133,13 +134,16 @@ class _Plan(StepPlan):
     def _counted(self, on_device: bool) -> list[int]:
         """Increments the step counts of the launches, not the reference's; returns all counts, or where they lie."""
         if self._counts is not None and not self._by_reference and not on_device:
-            counted = [count.value + 1.0 for count in self._counts]
+            counted = [
+                value + 1.0 if value < LAST_EXACT_COUNT else next_count(value)
+                for value in [count.value for count in self._counts]
+            ]
             for count, number in zip(self._counts, counted, strict=True):
                 count.value = number
             return list(map(int, counted))
         steps = [row.step for row in self.rows()]
         if self._launches:
-            torch._foreach_add_([steps[i] for launch in self._launches for i in launch.indices], 1.0)
+            advance_counts_([steps[i] for launch in self._launches for i in launch.indices])
         return [step.data_ptr() if on_device else int(step) for step in steps]
 
 
@@ -218,12 +222,12 @@ def _check_same_place(row: StepRow) -> None:
             )
 
 
-def _variant(row: StepRow, grad_dtype: torch.dtype, grad_is_contiguous: bool, grad_is_aligned: bool) -> Variant | None:
+def _variant(row: StepRow, grad_dtype: torch.dtype, grad_is_plain: bool, grad_is_aligned: bool) -> Variant | None:
     """The launch that a row belongs to with such a gradient; None: the reference."""
     tensors = [tensor for name, tensor in row.tensors() if name != "step"]
     dtypes = (row.param.dtype, grad_dtype, row.exp_avg.dtype)
-    contiguous = grad_is_contiguous and all(tensor.is_contiguous() for tensor in tensors)
-    if not contiguous or row.exp_avg_sq.dtype != row.exp_avg.dtype or not FLOAT_TYPES.keys() >= set(dtypes):
+    plain = grad_is_plain and all(tensor.is_contiguous() and not tensor.is_neg() for tensor in tensors)
+    if not plain or row.exp_avg_sq.dtype != row.exp_avg.dtype or not FLOAT_TYPES.keys() >= set(dtypes):
         return None
     aligned = grad_is_aligned and is_aligned([tensor.data_ptr() for tensor in tensors])
     run = row.position.inner_length >= row.param.numel() and row.position.first_index % 4 == 0

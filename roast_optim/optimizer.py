@@ -16,6 +16,7 @@ from .backends import backend_for, check_backend
 from .group_checks import CheckedGroup, check_keys
 from .importance import RankedTensors, fill_magnitude_scores_, fill_random_scores_, refresh_rank_codes
 from .kernels.backend import Backend
+from .kernels.forked import without_lost_threads
 from .kernels.step import Position, StepRow
 from .options import (
     DEFAULTS,
@@ -222,7 +223,8 @@ class RoastAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        self._take_step()
+        with without_lost_threads():
+            self._take_step()
         return loss
 
     # Kernels are opaque to torch.compile: a compiled step runs this as it is, and compiles nothing anew for another
@@ -370,6 +372,10 @@ class RoastAdamW(Optimizer):
         done. Where parameters are sharded, every process must call it: it is one all-reduce of 512 KB over the
         processes that share them.
         """
+        with without_lost_threads():
+            self._rank_together()
+
+    def _rank_together(self) -> None:
         together = self._ranked_together()
         parts: dict[tuple[Any, ...], RankedTensors] = {}
         for optimizer in together:
@@ -411,16 +417,23 @@ class RoastAdamW(Optimizer):
                 parts[key].rank_codes.append(local(state["rank_code"]))
 
     @torch.no_grad()
-    def selection_stats(self) -> dict[str, Any]:
+    def selection_stats(self, *, realised: bool = True) -> dict[str, Any]:
         """Shares of kept elements, per group and in all; reads device memory and waits for it.
+
+        Args:
+            realised: whether to recompute the last draw, which takes most of the time.
 
         Returns:
             ``elements``; ``expected_share``, the mean keep probability; ``realised_share``, the share kept in the last
-            draw, recomputed from its counter (NaN when no draw was made with the present ranks);
+            draw, recomputed from its counter (NaN when no draw was made with the present ranks, or
+            without ``realised``);
             ``steps_since_refresh``; ``refreshes``; ``groups``, a list of the same entries per parameter group. Shares
             are fractions of one; where no mask is active both are 1.
         """
-        return selection_stats(self.param_groups, self.state, self.positions, self.options.mask_schedule)
+        with without_lost_threads():
+            return selection_stats(
+                self.param_groups, self.state, self.positions, self.options.mask_schedule, realised=realised
+            )
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
 
@@ -465,9 +478,10 @@ class RoastAdamW(Optimizer):
             raise TypeError(f"state_dict is of type {type(state_dict).__name__}: pass what state_dict() returned")
         before = (self.state, self.param_groups, self.positions)
 
-        def remember(_: Optimizer, final: dict[str, Any]) -> None:  # after all hooks of the user
+        def remember(_: Optimizer, final: dict[str, Any]) -> dict[str, Any]:  # after all hooks of the user
             checkpoint.check(self.param_groups, final)
             self._incoming = (final, self.param_groups)
+            return checkpoint.with_fast_indices(final)
 
         handle = self.register_load_state_dict_pre_hook(remember)
         try:

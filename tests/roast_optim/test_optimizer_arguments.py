@@ -58,7 +58,7 @@ def test_parameters_in_place_of_a_model_are_told_apart(given: Callable[[nn.Modul
 
 
 def test_a_module_that_is_still_lazy_is_refused_with_the_cure() -> None:
-    with pytest.raises(ValueError, match="lazy parameters.*run a batch"):
+    with pytest.raises(ValueError, match=r"lazy parameters.*run a batch"):
         RoastAdamW(nn.Sequential(nn.LazyLinear(2)), backend="reference")
 
 
@@ -76,11 +76,12 @@ def test_a_module_that_is_still_lazy_is_refused_with_the_cure() -> None:
     ids=["list", "generator", "one group of two", "named"],
 )
 def test_parameters_without_a_word_on_selective_are_told_once(params: Callable[[], Any]) -> None:
-    with pytest.warns(UserWarning, match=r"without a word on `selective`.*RoastAdamW\(model") as caught:
+    with pytest.warns(UserWarning, match=r"without a word on `selective`.*RoastAdamW\(model"):
         optimizer = RoastAdamW(params(), backend="reference")
-        names = [("another", parameter())] if "param_names" in optimizer.param_groups[0] else [parameter()]
+    names = [("another", parameter())] if "param_names" in optimizer.param_groups[0] else [parameter()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         optimizer.add_param_group({"params": names})
-    assert len(caught) == 1
     assert all(group["selective"] is True for group in optimizer.param_groups)
 
 
@@ -155,7 +156,7 @@ def test_an_option_taken_away_or_a_misspelled_one_set_later_is_refused(backend: 
 
 @pytest.mark.parametrize("value", ["no", "False", None, 2])
 def test_rescale_is_a_switch(value: Any) -> None:
-    with pytest.raises(ValueError, match="rescale=.*True or False"):
+    with pytest.raises(ValueError, match=r"rescale=.*True or False"):
         RoastAdamW([parameter()], selective=True, rescale=value, backend="reference")
 
 
@@ -166,5 +167,5 @@ def test_a_dtype_may_be_given_by_name(name: str) -> None:
     expected = getattr(torch, name.removeprefix("torch."))
     assert optimizer.options.state_dtype is expected
     assert optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"].dtype is expected
-    with pytest.raises(ValueError, match="state_dtype='floaty'.*the name of one"):
+    with pytest.raises(ValueError, match=r"state_dtype='floaty'.*the name of one"):
         RoastAdamW([parameter()], selective=True, state_dtype="floaty", backend="reference")

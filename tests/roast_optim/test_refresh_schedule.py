@@ -1,4 +1,4 @@
-"""When ranks come by themselves, what is said when none ever came, and that a number of steps still means what it did."""
+"""When ranks come by themselves, what is said when none ever came, and that a number of steps means what it did."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ RECORDED = {
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_number_of_steps_gives_the_masks_that_it_always_gave(name: str, backend: str) -> None:
-    """Gradients are exact numbers and AdamW moves what is kept by its sign, so that the record holds on every machine."""
+    """Gradients are exact numbers and AdamW moves what is kept by its sign, so the record holds on every machine."""
     options, recorded = RECORDED[name]
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((40, 7), (64,), (33,))]
     groups = [{"params": params[:2], "selective": True}, {"params": params[2:], "selective": False}]

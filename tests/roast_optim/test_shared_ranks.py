@@ -78,7 +78,9 @@ def test_one_that_seldom_steps_does_not_hold_up_the_others() -> None:
 def test_one_in_which_nothing_is_selective_takes_part_in_the_numbering_only() -> None:
     params, ranks = parameters(), SharedRanks()
     options = [{**OPTIONS, "selective": number != 0} for number in range(4)]
-    optimizers = [RoastAdamW([p], shared_ranks=ranks, backend="reference", **o) for p, o in zip(params, options)]
+    optimizers = [
+        RoastAdamW([p], shared_ranks=ranks, backend="reference", **o) for p, o in zip(params, options, strict=True)
+    ]
     train(params, optimizers, range(6))
     assert [optimizer.refreshes for optimizer in optimizers] == [0, 2, 2, 2]
     assert [next(iter(optimizer.positions.values())).parameter_id for optimizer in optimizers] == [0, 1, 2, 3]
@@ -105,12 +107,12 @@ def test_other_options_of_the_whole_optimizer_are_refused() -> None:
     ranks = SharedRanks()
     params = parameters()
     kept = RoastAdamW(params[:1], shared_ranks=ranks, backend="reference", **OPTIONS)
-    with pytest.raises(ValueError, match="shared_ranks.*refresh_every=4.*give all of them the same"):
+    with pytest.raises(ValueError, match=r"shared_ranks.*refresh_every=4.*give all of them the same"):
         RoastAdamW(params[1:], shared_ranks=ranks, backend="reference", **{**OPTIONS, "refresh_every": 4})
     assert ranks.optimizers == [kept]
 
 
-# ------------------------------------------------------------------------------------------------------ without a handle
+# ----------------------------------------------------------------------------------------------------- without a handle
 
 
 @pytest.mark.parametrize("split", [1, 2], ids=["one per parameter", "two halves"])

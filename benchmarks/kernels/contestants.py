@@ -35,7 +35,8 @@ def cannot_run(backend: str, device: torch.device) -> str | None:
 def ranked_optimizer(backend: str, shapes: Shapes, device: torch.device, **options: Any) -> RoastAdamW:
     """RoastAdamW after its first refresh, every tensor selective; ``options`` are its own and ``dtype``."""
     parameters = make_parameters(shapes, device, options.pop("dtype", torch.float32))
-    optimizer = RoastAdamW(parameters, selective=True, refresh_every=None, **RECIPE, alpha=ALPHA, beta=BETA, backend=backend, **options)
+    own = {**RECIPE, "alpha": ALPHA, "beta": BETA, "selective": True, "refresh_every": None, "backend": backend}
+    optimizer = RoastAdamW(parameters, **own, **options)
     with optimizer.measure_importance():
         optimizer.step()
     optimizer.refresh()

@@ -52,7 +52,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self):
         """The optimizer."""
-        return RoastAdamW(self.model, lr=1e-3, weight_decay=0.01, alpha=0.6, beta=5.0)
+        return RoastAdamW(self.model, lr=1e-3, weight_decay=0.01, alpha=0.6, beta=5.0, refresh_every=None)
 
 
 def main(epochs=3):

@@ -8,7 +8,7 @@ step moves, and the random rows of the tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, NamedTuple, cast
@@ -60,7 +60,7 @@ def next_count(count: float) -> float:
     return count + math.ldexp(1.0, math.frexp(count)[1] - 24)
 
 
-def advance_counts_(counts: Sequence[Tensor]) -> None:
+def advance_counts_(counts: list[Tensor]) -> None:
     """:func:`next_count` of counts (float32), in place, on any device and without waiting for it."""
     # Below 2**24 the increment is less than 1.5, which rounds to one. Above, it is more than half the distance to the
     # next float32 and less than one and a half of it, which rounds to that distance.

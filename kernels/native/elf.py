@@ -22,9 +22,11 @@ def missing_bytes(file: Path) -> int:
         if len(header) < 64:
             return 64 - len(header)
         order = "<" if header[5] == 1 else ">"
+        programs: int
+        sections: int
         programs, sections = struct.unpack_from(f"{order}QQ", header, 32)
         program_size, program_count, section_size, section_count = struct.unpack_from(f"{order}4H", header, 54)
-        end = max(64, programs + program_size * program_count, sections + section_size * section_count)
+        end: int = max(64, programs + program_size * program_count, sections + section_size * section_count)
         if end > size:
             return end - size
         opened.seek(programs)

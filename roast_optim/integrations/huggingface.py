@@ -306,8 +306,12 @@ class RoastTrainer(Trainer):
         The gradients are those that a step would see: accumulated, unscaled and clipped. Not more steps than training
         takes. Global random numbers, and so the order of the data, are afterwards as they were.
         """
-        model, optimizer = self.model_wrapped, self.optimizer
-        roast, accumulation = roast_optimizer(optimizer), self.args.gradient_accumulation_steps
+        stepping: Any = self.optimizer  # within Accelerate's wrapper, which knows the loss scale
+        model, roast, accumulation = (
+            self.model_wrapped,
+            roast_optimizer(stepping),
+            self.args.gradient_accumulation_steps,
+        )
         self._measuring = True
         try:
             with same_random_numbers_after(self.args.device), roast.measure_importance():
@@ -321,7 +325,7 @@ class RoastTrainer(Trainer):
                         super().training_step(model, inputs, items)
                     if self.args.max_grad_norm > 0:
                         self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
-                    optimizer.step()
+                    stepping.step()
                     model.zero_grad()
         finally:
             self._measuring = False

@@ -262,7 +262,7 @@ def overhead(elements: int, backend: str, tensors: int = 200, rounds: int = 31) 
                     value, grad = (DTensor.from_local(part, mesh, [Shard(0)]) for part in (value, grad))
                 params.append(nn.Parameter(value))
                 params[-1].grad = grad
-            optimizers.append(RoastAdamW(params, lr=1e-3, backend=backend))
+            optimizers.append(RoastAdamW(params, lr=1e-3, selective=True, refresh_every=None, backend=backend))
         plain, sharded = optimizers
         for param, position in zip(plain.param_groups[0]["params"], sharded.positions.values(), strict=True):
             plain.positions[param] = position

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from .plan import StepPlan, check_options
-from .step import HISTOGRAM_BINS, TENSORS, Position, Selection, StepOptions, StepRow
+from .step import (
+    HISTOGRAM_BINS,
+    TENSORS,
+    Position,
+    Selection,
+    StepOptions,
+    StepRow,
+    advance_counts_,
+    draw_number_of,
+    next_count,
+)
 
 CHUNK = 1 << 18  # elements; a multiple of four, so that chunks of a whole parameter begin with a fresh Philox block
 
@@ -159,12 +169,17 @@ def plan(rows: Sequence[StepRow]) -> StepPlan:
 
 def _step(row: StepRow, options: StepOptions) -> None:
     assert row.grad is not None
-    row.step += 1
-    step: float | Tensor = row.step if options.capturable else row.step.item()
+    step: float | Tensor
+    if options.capturable:
+        advance_counts_([row.step])
+        step = row.step
+    else:
+        step = next_count(row.step.item())
+        row.step.fill_(step)
     selection = options.selection
     draw_number: Word = 0
     if selection is not None:
-        by_step = step.to(torch.int64) if isinstance(step, Tensor) else int(step)
+        by_step: Word = step.to(torch.int64) & _MASK if isinstance(step, Tensor) else draw_number_of(step)
         draw_number = by_step if selection.draw_number is None else selection.draw_number
     if options.accumulate:
         assert row.importance is not None
@@ -301,12 +316,32 @@ def histogram_(scores: list[Tensor], counts: Tensor) -> None:
 
 
 def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], table: Tensor) -> None:
-    """Write ``table[bin]`` into the rank codes and reset the importance scores to zero."""
-    for importance, rank_code in zip(importances, rank_codes, strict=True):
-        local_table = table.to(importance.device)
-        for _, (score, code) in chunks([importance, rank_code]):
-            code.copy_(local_table.index_select(0, _bins(score)).view(code.shape))
-            score.zero_()
+    """Write ``table[bin]`` into the rank codes and reset the importance scores to zero.
+
+    All codes first, then all scores. Whoever interrupts it (Ctrl-C) finds it finished: half of it would leave scores of
+    zero without the codes that they stood for.
+    """
+
+    def assign() -> None:
+        for importance, rank_code in zip(importances, rank_codes, strict=True):
+            local_table = table.to(importance.device)
+            for _, (score, code) in chunks([importance, rank_code]):
+                code.copy_(local_table.index_select(0, _bins(score)).view(code.shape))
+
+    def reset() -> None:
+        for importance in importances:
+            importance.zero_()
+
+    assigned = False
+    try:
+        assign()
+        assigned = True
+        reset()
+    except BaseException:
+        if not assigned:
+            assign()
+        reset()
+        raise
 
 
 def _bins(score: Tensor) -> Tensor:

@@ -20,9 +20,14 @@ _FACTS = 4  # numbers in TensorFacts of native/facts.h
 
 
 class Facts(NamedTuple):
-    """Facts of several tensors: four numbers of each, one after the other. Equal facts: the same memory, used alike."""
+    """Facts of several tensors: four numbers of each, one after the other. Equal facts: the same memory, used alike.
+
+    Attributes:
+        negative: whether each tensor is read with the other sign (torch's negative bit), which no kernel knows of.
+    """
 
     numbers: Sequence[Any]
+    negative: Sequence[bool]
 
     @property
     def addresses(self) -> Sequence[int]:
@@ -47,16 +52,16 @@ class Facts(NamedTuple):
 
 def facts(tensors: Sequence[Tensor]) -> Facts:
     """The facts of tensors that have memory."""
-    read = _reader()
+    read, negative = _reader(), list(map(Tensor.is_neg, tensors))
     if read is not None:
         numbers = array("q", bytes(8 * _FACTS * len(tensors)))
         try:
             if read(tensors if type(tensors) is list else list(tensors), len(tensors), numbers.buffer_info()[0]) == 0:
-                return Facts(numbers)
+                return Facts(numbers, negative)
         except RuntimeError:  # of a tensor that DLPack cannot express
             pass
     asked = ((t.data_ptr(), (t.dtype, t.device), t.numel(), t.is_contiguous()) for t in tensors)
-    return Facts(list(chain.from_iterable(asked)))
+    return Facts(list(chain.from_iterable(asked)), negative)
 
 
 @cache

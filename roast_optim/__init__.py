@@ -22,6 +22,14 @@ from .losses import symmetric_kl
 from .model_output import TaskLoss
 from .optimizer import RoastAdamW
 from .param_groups import selective_param_groups
+from .shared_ranks import SharedRanks
 
-__all__ = ["AdversarialEmbedding", "RoastAdamW", "TaskLoss", "selective_param_groups", "symmetric_kl"]
+__all__ = [
+    "AdversarialEmbedding",
+    "RoastAdamW",
+    "SharedRanks",
+    "TaskLoss",
+    "selective_param_groups",
+    "symmetric_kl",
+]
 __version__ = "0.1.0"  # the only place; pyproject.toml takes it from here without importing the package

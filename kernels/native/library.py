@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 
+from ..forked import threads as threads
 from ..step import SCALARS, TENSORS, Position
+from .elf import missing_bytes
 
 _INTERFACE = 2  # ROAST_INTERFACE in interface.h
 _INSTRUCTION_SET = "ROAST_NATIVE_ISA"  # environment variable: avx512, avx2 or portable instead of the best there is
 
 _List = ctypes.c_void_p  # address of an array of 64-bit integers
-
-_forked = False
-
 
 _C_TYPES: dict[str, Any] = {"double": ctypes.c_double, "std::int64_t": ctypes.c_int64, "std::uint64_t": ctypes.c_uint64}
 
@@ -120,6 +119,8 @@ def _load() -> ctypes.CDLL:
     if not files:
         raise LibraryError(f"it was not built ({folder} holds no _native*.so): {rebuild}")
     try:
+        if missing := missing_bytes(files[-1]):
+            raise OSError(f"the file was cut off, {missing:,} bytes are missing")
         library = ctypes.CDLL(str(files[-1]))
         interface = library.roast_interface()
     except (OSError, AttributeError) as error:
@@ -183,17 +184,3 @@ def instruction_set() -> str:
     """The instruction set in use: "avx512", "avx2" or "portable"."""
     name: bytes = loaded().roast_instruction_set()
     return name.decode()
-
-
-def threads() -> int:
-    """Number of threads for a call: torch's; one in a forked process, where the OpenMP runtime's threads are gone."""
-    return 1 if _forked else torch.get_num_threads()
-
-
-def _after_fork_in_child() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

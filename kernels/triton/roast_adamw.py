@@ -17,7 +17,16 @@ from torch.autograd.graph import increment_version
 
 from .. import reference
 from ..plan import StepPlan, check_options, gradients, not_contiguous
-from ..step import SCALARS, TENSORS, Selection, StepOptions, StepRow
+from ..step import (
+    LAST_EXACT_COUNT,
+    SCALARS,
+    TENSORS,
+    Selection,
+    StepOptions,
+    StepRow,
+    advance_counts_,
+    next_count,
+)
 from ..tensor_facts import Facts, facts
 from .importance import FLOAT_TYPES, accumulate_importance_
 from .launch import OPTIONS, DeviceTables, on
@@ -119,7 +128,7 @@ class _Plan(StepPlan):
 
     def _find_launches(self, grads: Sequence[Tensor], found: Facts, addresses: Sequence[int]) -> None:
         aligned = [address & 15 == 0 for address in addresses]
-        kinds = (found.kinds, found.contiguous, aligned)
+        kinds = (found.kinds, found.contiguous, found.negative, aligned)
         if kinds == self._grads_of_launches:
             return
         members: dict[Variant, list[int]] = {}
@@ -141,13 +150,16 @@ class _Plan(StepPlan):
     def _counted(self, on_device: bool) -> list[int]:
         """Increments the step counts of the launches, not the reference's; returns all counts, or where they lie."""
         if self._counts is not None and not self._by_reference and not on_device:
-            counted = [count.value + 1.0 for count in self._counts]
+            counted = [
+                value + 1.0 if value < LAST_EXACT_COUNT else next_count(value)
+                for value in [count.value for count in self._counts]
+            ]
             for count, number in zip(self._counts, counted, strict=True):
                 count.value = number
             return list(map(int, counted))
         steps = [row.step for row in self.rows()]
         if self._launches:
-            torch._foreach_add_([steps[i] for launch in self._launches for i in launch.indices], 1.0)
+            advance_counts_([steps[i] for launch in self._launches for i in launch.indices])
         return [step.data_ptr() if on_device else int(step) for step in steps]
 
 
@@ -228,11 +240,11 @@ def _check_same_place(row: StepRow) -> None:
 
 def _why_not_fused(row: StepRow, grad: Tensor) -> str | None:
     """Why the kernel cannot take a row with such a gradient, and what to do about it; None if it can."""
-    for name, tensor in row.tensors():
-        if name not in ("step", "grad") and not tensor.is_contiguous():
+    for name, tensor in (*row.with_gradient(grad).tensors(),):
+        if name != "step" and not tensor.is_contiguous():
             return not_contiguous(name)
-    if not grad.is_contiguous():
-        return not_contiguous("grad")
+        if tensor.is_neg():
+            return f"{name} is a view with torch's negative bit: give it memory of its own with resolve_neg()"
     for name, dtype in (("param", row.param.dtype), ("grad", grad.dtype), ("exp_avg", row.exp_avg.dtype)):
         if dtype not in FLOAT_TYPES:
             cure = "state_dtype=torch.float32" if name == "exp_avg" and row.param.dtype in FLOAT_TYPES else "float32"

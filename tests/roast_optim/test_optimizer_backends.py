@@ -45,7 +45,7 @@ def test_auto_falls_back_with_one_warning_that_says_why_and_what_to_do(monkeypat
     )
 
     def train() -> RoastAdamW:
-        optimizer = RoastAdamW([{"params": [parameter()]}, {"params": [parameter()]}])
+        optimizer = RoastAdamW([{"params": [parameter()]}, {"params": [parameter()]}], selective=True)
         for _ in range(3):
             for group in optimizer.param_groups:
                 group["params"][0].grad = torch.ones(3)
@@ -62,7 +62,7 @@ def test_auto_falls_back_with_one_warning_that_says_why_and_what_to_do(monkeypat
 def test_the_reference_can_be_asked_for_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        optimizer = RoastAdamW([parameter()], backend="reference")
+        optimizer = RoastAdamW([parameter()], selective=True, backend="reference")
         optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
         optimizer.step()
 

@@ -86,7 +86,7 @@ class _Plan(StepPlan):
         steps = [row.step for row in rows]
         on_host = all(step.is_cpu and step.dtype is torch.float32 for step in steps)
         self._counts = [c_float.from_address(step.data_ptr()) for step in steps] if on_host else None
-        self._grads_of_launches: tuple[Sequence[object], Sequence[int], list[bool]] | None = None
+        self._grads_of_launches: tuple[Sequence[object], Sequence[int], Sequence[bool], list[bool]] | None = None
         self._launches: list[_Launch] = []
         self._by_reference: list[int] = []
 

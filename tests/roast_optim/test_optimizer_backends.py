@@ -71,7 +71,7 @@ def test_what_a_fast_backend_leaves_to_the_reference_is_said_once_with_the_cure(
     convolution = torch.nn.Parameter(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last))
 
     def train() -> None:
-        optimizer = RoastAdamW([convolution, parameter()], backend="native")
+        optimizer = RoastAdamW([convolution, parameter()], selective=True, backend="native")
         for _ in range(3):
             for param in optimizer.param_groups[0]["params"]:
                 param.grad = torch.ones_like(param)

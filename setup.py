@@ -4,6 +4,7 @@ import platform
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("kernels/native")
@@ -20,9 +21,13 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         if self.inplace:  # else a library of older sources would stay where these cannot be compiled
-            for extension in self.extensions:
-                (NATIVE / Path(self.get_ext_filename(extension.name)).name).unlink(missing_ok=True)
+            for file in NATIVE.glob("_native*.so"):
+                file.unlink()
         super().run()
+
+    def get_ext_filename(self, name: str) -> str:
+        """Without the tag of a Python version: the library knows nothing of Python, which loads it by ctypes."""
+        return str(Path(*name.split(".")).with_suffix(".so"))
 
     def build_extension(self, extension: Extension) -> None:
         if platform.machine() in ("x86_64", "AMD64"):
@@ -31,6 +36,13 @@ class BuildNative(build_ext):
                     [str(NATIVE / file)], output_dir=self.build_temp, extra_postargs=FLAGS + flags
                 )
         super().build_extension(extension)
+
+
+class WheelForEveryPython(bdist_wheel):
+    """One wheel for each platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(
@@ -42,8 +54,10 @@ setup(
         "roast_optim.kernels.triton",
     ],
     # The folder kernels/ is never installed under that name: transformers looks for a top-level package "kernels".
+    # It takes the place of roast_optim/kernels/, by which a clone finds it, and which no wheel has.
     package_dir={"roast_optim": "roast_optim", "roast_optim.kernels": "kernels"},
     package_data={"roast_optim": ["py.typed"], "roast_optim.kernels.native": ["*.cpp", "*.h"]},
+    include_package_data=False,  # else what MANIFEST.in adds to the source distribution would be in the wheel
     ext_modules=[
         Extension(
             "roast_optim.kernels.native._native",
@@ -53,5 +67,5 @@ setup(
             optional=True,  # without a compiler the reference backend does the work
         )
     ],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": WheelForEveryPython},
 )

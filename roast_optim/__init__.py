@@ -1,17 +1,21 @@
-"""Robust fine-tuning by swapping the optimizer: RoAST (arXiv 2312.04032) for any PyTorch loop."""
+"""Robust fine-tuning by swapping the optimizer: RoAST (arXiv 2312.04032) for any PyTorch loop.
 
-import importlib
-
-try:
-    importlib.import_module(".kernels", __name__)
-except ModuleNotFoundError as error:
-    if error.name != "roast_optim.kernels":
-        raise
-    raise ImportError(
-        "roast_optim.kernels is not here: this is the source tree of roast_optim, in which the kernels lie in a folder "
-        "of their own. Run 'pip install -e .' in it, or leave the folder to use the installed package",
-        name="roast_optim.kernels",
-    ) from error
+Example, with a tiny model that learns to tell eight random sentences apart:
+    >>> import torch
+    >>> from roast_optim import AdversarialEmbedding, RoastAdamW
+    >>> _ = torch.manual_seed(0)
+    >>> tokens, labels = torch.randint(50, (8, 4)), torch.tensor([0, 1] * 4)
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    >>> optimizer = RoastAdamW([{"params": model.parameters(), "selective": True}], lr=0.01)
+    >>> loss_fn = torch.nn.functional.cross_entropy
+    >>> adversary = AdversarialEmbedding(model, embedding=model[0], loss_fn=loss_fn)
+    >>> for _ in range(20):
+    ...     adversary(tokens, labels=labels).loss.backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    >>> model(tokens).argmax(1).tolist()
+    [0, 1, 0, 1, 0, 1, 0, 1]
+"""
 
 from .adversarial import AdversarialEmbedding
 from .losses import symmetric_kl
@@ -19,4 +23,4 @@ from .optimizer import RoastAdamW
 from .param_groups import selective_param_groups
 
 __all__ = ["AdversarialEmbedding", "RoastAdamW", "selective_param_groups", "symmetric_kl"]
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place; pyproject.toml takes it from here without importing the package

@@ -128,14 +128,13 @@ FAULTS = (
 
 
 def make_copy(folder: Path) -> None:
-    """The source tree with the built library, laid out as in an editable install."""
+    """The source tree with the built library."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         else:
             shutil.copy(source, folder / name)
-    (folder / "roast_optim" / "kernels").symlink_to(folder / "kernels")
 
 
 def tests_pass(file: str, folder: Path) -> bool:

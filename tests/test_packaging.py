@@ -1,53 +1,28 @@
-"""The package installs under its own name only, and says what is wrong where it cannot be imported."""
+"""The package installs under its own name only, for every version of Python."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
-
-
-def test_transformers_does_not_take_our_kernels_folder_for_the_kernels_package() -> None:
-    code = "from transformers.utils import is_kernels_available; print(is_kernels_available())"
-    result = run_python(code, ROOT)
-    assert result.stdout.strip() == "False", result.stderr
+from tests.support.environments import ROOT, make_environment, output_of
 
 
 def test_kernels_are_importable_from_any_directory(tmp_path: Path) -> None:
     for folder in (ROOT, tmp_path):
-        result = run_python("import roast_optim.kernels.reference as r; print(r.__name__)", folder)
-        assert result.stdout.strip() == "roast_optim.kernels.reference", result.stderr
+        command = [sys.executable, "-c", "import roast_optim.kernels.reference as r; print(r.__name__)"]
+        assert output_of(command, folder) == "roast_optim.kernels.reference"
 
 
 def test_importing_the_package_needs_neither_triton_nor_transformers(tmp_path: Path) -> None:
     code = "import sys, roast_optim; print(sorted({'triton', 'transformers', 'datasets'} & set(sys.modules)))"
-    result = run_python(code, tmp_path)
-    assert result.stdout.strip() == "[]", result.stderr
-
-
-def test_a_source_tree_without_an_install_says_how_to_get_one() -> None:
-    code = (
-        "import sys\n"
-        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-        "sys.modules.pop('roast_optim', None)\n"
-        "import roast_optim\n"
-    )
-    result = run_python(code, ROOT)
-    assert result.returncode != 0
-    assert "ImportError: roast_optim.kernels is not here" in result.stderr
-    assert "pip install -e ." in result.stderr
+    assert output_of([sys.executable, "-c", code], tmp_path) == "[]"
 
 
 WITH_COMPILER = {"PATH": "/usr/bin:/bin"}
@@ -76,11 +51,8 @@ def distributions(clone: Path) -> Path:
 
 @pytest.fixture
 def clean_python(tmp_path: Path) -> Path:
-    """The interpreter of a new environment, which sees installed packages but no editable one."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))
-    return tmp_path / "venv" / "bin" / "python"
+    """An interpreter without the package."""
+    return make_environment(tmp_path / "venv")
 
 
 @pytest.mark.slow
@@ -89,12 +61,14 @@ def test_the_distributions_are_fit_for_the_package_index(distributions: Path) ->
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_one_package_with_types_and_native_kernels(distributions: Path) -> None:
-    (wheel,) = distributions.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+def test_the_wheel_holds_one_package_with_types_and_native_kernels_for_every_python(distributions: Path) -> None:
+    (wheel,) = distributions.glob("*-py3-none-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        assert archive.read("roast_optim/kernels/__init__.py") == (ROOT / "kernels" / "__init__.py").read_bytes()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"roast_optim"}
     assert {"roast_optim/kernels/reference.py", "roast_optim/py.typed"} <= set(names)
-    assert any(name.endswith(".so") for name in names)
+    assert "roast_optim/kernels/native/_native.so" in names
 
 
 @pytest.mark.slow
@@ -121,3 +95,29 @@ def test_a_distribution_installs_into_a_clean_environment_and_trains(
     )
     done = subprocess.run([clean_python, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == [str(native), "True"], done.stderr
+
+
+@pytest.mark.slow
+def test_an_unpacked_source_distribution_works_as_it_is(
+    distributions: Path, clean_python: Path, tmp_path: Path
+) -> None:
+    (archive,) = distributions.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path)
+    (folder,) = tmp_path.glob("roast_optim-*")
+    code = "import roast_optim.kernels.backend as backend; print(backend.__file__)"
+    assert output_of([clean_python, "-c", code], folder) == str(folder / "kernels" / "backend.py")
+
+
+@pytest.mark.slow
+def test_an_editable_install_is_the_clone(clone: Path, clean_python: Path, tmp_path: Path) -> None:
+    run(
+        sys.executable, "-m", "pip", "--python", clean_python, "install", "--quiet", "--no-deps",
+        "--no-build-isolation", "--editable", clone, env=WITH_COMPILER,
+    )  # fmt: skip
+    code = (
+        "import importlib.metadata, roast_optim, roast_optim.kernels.native as native\n"
+        "assert importlib.metadata.version('roast-optim') == roast_optim.__version__\n"
+        "print(native.__file__, native.unavailable())\n"
+    )
+    for folder in (tmp_path, clone):
+        assert output_of([clean_python, "-c", code], folder) == f"{clone}/kernels/native/__init__.py None"

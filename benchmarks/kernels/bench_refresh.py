@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from roast_optim import RoastAdamW
 from roast_optim.importance import percentile_ranks
 
 from . import memory
 from .conftest import Compare, Row
-from .contestants import FASTEST, cannot_run, double_argsort, ranked_optimizer
+from .contestants import FASTEST, cannot_run, double_argsort, ranked_optimizer, refreshes, squared_gradients
 from .pairs import Contestant, copy_like
 from .workloads import Shapes
 
@@ -45,21 +43,3 @@ def test_double_argsort(
         benchmark.extra_info["extra_bytes"] = memory.peak_extra_memory(lambda: double_argsort(scores), HOST)
 
     compare(Contestant(DOUBLE_ARGSORT, argsort), [refreshes(optimizer, scores, "reference")], once=True)
-
-
-def squared_gradients(optimizer: RoastAdamW) -> list[Tensor]:
-    """Importance after one step, in the order of the optimizer's state."""
-    gradients = [parameter.grad for parameter in optimizer.state]
-    return [gradient.square() for gradient in gradients if gradient is not None]
-
-
-def refreshes(optimizer: RoastAdamW, scores: list[Tensor], backend: str) -> Contestant:
-    """Refreshes with ``scores`` as the importance, which is read twice and set to zero, while the codes are written."""
-    states = list(optimizer.state.values())
-
-    def restore() -> None:
-        for state, score in zip(states, scores, strict=True):
-            state["importance"].copy_(score)
-
-    moved = sum(3 * state["importance"].nbytes + state["rank_code"].nbytes for state in states)
-    return Contestant(backend, optimizer.refresh, prepare=restore, bytes_moved=moved)

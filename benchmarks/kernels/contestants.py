@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from roast_optim import RoastAdamW
@@ -34,8 +34,12 @@ def cannot_run(backend: str, device: torch.device) -> str | None:
 
 def ranked_optimizer(backend: str, shapes: Shapes, device: torch.device, **options: Any) -> RoastAdamW:
     """RoastAdamW after its first refresh, every tensor selective; ``options`` are its own and ``dtype``."""
-    parameters = make_parameters(shapes, device, options.pop("dtype", torch.float32))
-    optimizer = RoastAdamW(parameters, **RECIPE, alpha=ALPHA, beta=BETA, backend=backend, **options)
+    return ranked(make_parameters(shapes, device, options.pop("dtype", torch.float32)), backend=backend, **options)
+
+
+def ranked(parameters: Sequence[nn.Parameter], **options: Any) -> RoastAdamW:
+    """RoastAdamW over given parameters with gradients, after its first refresh."""
+    optimizer = RoastAdamW(parameters, **{**RECIPE, "alpha": ALPHA, "beta": BETA, **options})
     with optimizer.measure_importance():
         optimizer.step()
     optimizer.refresh()
@@ -51,22 +55,50 @@ def roast(
     importance_every: int = 1,
 ) -> Contestant:
     """Steps of RoastAdamW, which draw masks; a run is ``importance_every`` steps, of which one accumulates."""
-    optimizer = ranked_optimizer(backend, shapes, device, dtype=dtype, importance_every=importance_every)
+    return roast_steps(
+        backend, ranked_optimizer(backend, shapes, device, dtype=dtype, importance_every=importance_every)
+    )
+
+
+def roast_steps(name: str, optimizer: RoastAdamW) -> Contestant:
+    """Steps of a ranked optimizer; a run is so many that one of them accumulates importance."""
+    every = optimizer.options.importance_every
     importance = sum(state["importance"].nbytes for state in optimizer.state.values())
-    moved = step_bytes(optimizer) + 2 * importance / importance_every
-    run = repeated(optimizer.step, importance_every)
-    return Contestant(backend, run, calls=importance_every, bytes_moved=moved)
+    moved = step_bytes(optimizer) + 2 * importance / every
+    return Contestant(name, repeated(optimizer.step, every), calls=every, bytes_moved=moved)
 
 
 def torch_adamw(
     kind: str, shapes: Shapes, device: torch.device, *, dtype: torch.dtype = torch.float32, calls: int = 1
 ) -> Contestant:
     """Steps of torch's AdamW: "fused", "foreach" or "for-loop"."""
-    parameters = make_parameters(shapes, device, dtype)
+    return torch_steps(kind, make_parameters(shapes, device, dtype), calls=calls)
+
+
+def torch_steps(kind: str, parameters: Sequence[nn.Parameter], *, calls: int = 1) -> Contestant:
+    """Steps of torch's AdamW over given parameters with gradients."""
     optimizer = AdamW(parameters, **RECIPE, fused=kind == "fused", foreach=kind == "foreach")
     optimizer.step()  # makes the state
     run = repeated(optimizer.step, calls)
     return Contestant(f"torch AdamW, {kind}", run, calls=calls, bytes_moved=step_bytes(optimizer))
+
+
+def squared_gradients(optimizer: RoastAdamW) -> list[Tensor]:
+    """Importance after one step, in the order of the optimizer's state."""
+    gradients = [parameter.grad for parameter in optimizer.state]
+    return [gradient.float().square() for gradient in gradients if gradient is not None]
+
+
+def refreshes(optimizer: RoastAdamW, scores: list[Tensor], name: str) -> Contestant:
+    """Refreshes with ``scores`` as the importance, which is read twice and set to zero, while the codes are written."""
+    states = list(optimizer.state.values())
+
+    def restore() -> None:
+        for state, score in zip(states, scores, strict=True):
+            state["importance"].copy_(score)
+
+    moved = sum(3 * state["importance"].nbytes + state["rank_code"].nbytes for state in states)
+    return Contestant(name, optimizer.refresh, prepare=restore, bytes_moved=moved)
 
 
 def straightforward_roast(shapes: Shapes, device: torch.device) -> Contestant:

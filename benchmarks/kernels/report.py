@@ -52,6 +52,7 @@ def report(rows: Sequence[Row], machines: Iterable[dict[str, Any]]) -> str:
     """The tables as Markdown: what must be shown, everything measured, and what was not and why."""
     measured = [cells for row in rows for cells in measured_cells(row)]
     sections = [
+        "# Speed and memory of the kernels",
         "\n".join(dict.fromkeys(machine_line(each) for each in machines)),
         markdown(("what", "measured", "at most", "aim", "met?"), [target_cells(target, rows) for target in TARGETS]),
         _NOTES.rstrip(),

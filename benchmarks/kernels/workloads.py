@@ -30,6 +30,12 @@ WORKLOADS: Mapping[str, Shapes] = {
     "1,000 tiny tensors": [(128,)] * 1000,
 }
 
+# What only a GPU is asked to hold.
+LARGE_WORKLOADS: Mapping[str, Shapes] = {
+    "355M": bert_shapes(layers=24, hidden=1024, vocabulary=50265),
+    "1B": bert_shapes(layers=18, hidden=2048, vocabulary=50265),
+}
+
 # The same lists with next to nothing in them: to see that the benchmarks run, not how fast.
 TINY_WORKLOADS: Mapping[str, Shapes] = {
     "25M": bert_shapes(layers=1, hidden=16, vocabulary=64, positions=16),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .arguments import not_negative, positive
+from .arguments import add_data, not_negative, positive
 from .data import TASKS
 from .errors import UserError, tell
 from .files import write_json
@@ -66,8 +65,9 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
     parser.set_defaults(**preset)
     options = parser.parse_args(arguments)
     options.changes = (*changes, *options.changes)
-    options.methods = tuple(options.methods)
-    return Settings(**{each.name: getattr(options, each.name) for each in fields(Settings)})
+    options.methods, options.data = tuple(options.methods), tuple(options.data)
+    given = {each.name: getattr(options, each.name) for each in fields(Settings) if hasattr(options, each.name)}
+    return Settings(**given)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--task", choices=TASKS, help="what is classified")
     add("--methods", nargs="+", metavar="METHOD", help=f"any of: {', '.join(METHODS)}")
     add("--model", metavar="PATH_OR_HUB_ID", help=f"{MINILM} (a Python package), a folder, or a name on the hub")
-    add("--data", metavar="DIR|hub|demo", help="a folder with MANIFEST.tsv, the paper's sets on the hub, or packages")
+    add_data(parser)
     add("--train-set", metavar="NAME", help="which training set of the folder, if not its first")
     add("--purpose", choices=PURPOSES, help="tuning measures on the validation set alone")
     add("--seeds", type=positive, metavar="N", help="runs per method")
@@ -95,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--set", dest="changes", nargs="+", metavar="[METHOD.]KEY=VALUE", help="options of methods, or of the recipe")
     add("--output", type=Path, metavar="DIR", help="where runs.jsonl and the results go")
     add("--restart", action=argparse.BooleanOptionalAction, help="do recorded runs again; runs.jsonl is renamed")
-    defaults = Settings(data=os.environ.get("ROAST_DATA", Settings.data))
+    defaults = Settings(data=parser.get_default("data"))
     parser.set_defaults(**asdict(defaults))
     return parser
 

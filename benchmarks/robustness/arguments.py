@@ -1,9 +1,23 @@
-"""Numbers on a command line, as types for argparse."""
+"""Numbers on a command line, as types for argparse, and the option that several commands have."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
+
+DATA_VARIABLE = "ROAST_DATA"
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The option --data; its default is what the environment names, as PATH does, or the demo's packages."""
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DIR|hub|demo",
+        default=tuple(each for each in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if each) or ("demo",),
+        help="folders with a MANIFEST.tsv each, the paper's sets on the hub, or packages",
+    )
 
 
 def positive(text: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,14 @@ from .data import Texts
 Predict = Callable[[Sequence[Texts]], Tensor]  # texts -> logits [rows, labels]
 CHANGED_SHARE = 0.2  # of the words, rounded up
 MOST_WORDS = 64  # words considered per text; removal costs one prediction each
+
+
+class Swap(NamedTuple):
+    """Two neighbouring characters exchanged: in which row, in which word of its last text, and the first's place."""
+
+    row: int
+    word: int
+    place: int
 
 
 @dataclass
@@ -56,6 +65,32 @@ def attack(predict: Predict, texts: Sequence[Texts], labels: Sequence[int]) -> l
     for target in targets:
         attacked[target.row] = target.with_words(target.words)
     return attacked
+
+
+def swaps_between(before: Sequence[Texts], after: Sequence[Texts]) -> list[Swap]:
+    """What :func:`attack` did: from the texts it was given to those it returned."""
+    found = []
+    for row, (old, new) in enumerate(zip(before, after, strict=True)):
+        for word, (old_word, new_word) in enumerate(zip(old[-1].split(), new[-1].split(), strict=True)):
+            if old_word != new_word:
+                place = next(at for at, pair in enumerate(zip(old_word, new_word, strict=True)) if pair[0] != pair[1])
+                found.append(Swap(row, word, place))
+    return found
+
+
+def apply_swaps(texts: Sequence[Texts], chosen: Sequence[Swap]) -> list[Texts]:
+    """The texts with these swaps; a row without any stays as it is, to the letter.
+
+    Raises:
+        IndexError: a swap is of a row, word or character that does not exist.
+    """
+    changed = list(texts)
+    for row, position, place in chosen:
+        words = changed[row][-1].split()
+        word = words[position]
+        words[position] = word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+        changed[row] = (*changed[row][:-1], " ".join(words))
+    return changed
 
 
 def swaps(word: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -95,9 +96,36 @@ class Suite:
             others=tuple(replace(each, rows=sample(each.rows, eval_rows)) for each in self.others),
         )
 
-    def for_tuning(self) -> Suite:
-        """The suite for choosing hyper-parameters: the validation set in place of everything that is measured."""
-        return replace(self, in_distribution=replace(self.validation, role="in_distribution"), others=())
+    @cached_property
+    def digest(self) -> str:
+        """Of the content of all sets: 12 hexadecimal digits that change with any text or label."""
+        found = hashlib.sha256()
+        for rows in (self.train, self.validation.rows, self.in_distribution.rows, *(each.rows for each in self.others)):
+            for name in rows.column_names:
+                found.update(f"{name}\0".encode())
+                found.update("\0".join(map(str, rows[name][:])).encode())
+        return found.hexdigest()[:12]
+
+    def for_tuning(self, domains: Sequence[str] = ()) -> Suite:
+        """The suite for choosing hyper-parameters: the validation set in place of the in-distribution test.
+
+        Args:
+            domains: names of the other sets that are measured as well, which no final score may then use.
+        """
+        chosen = tuple(each for each in self.others if each.name in domains)
+        return replace(self, in_distribution=replace(self.validation, role="in_distribution"), others=chosen)
+
+    def without(self, names: Sequence[str]) -> Suite:
+        """The suite for final scores: without the sets that served to choose settings.
+
+        Raises:
+            UserError: there is no such set.
+        """
+        known = [each.name for each in self.others]
+        for name in names:
+            if name not in known:
+                raise UserError(f"set {name!r} is unknown; the data has {', '.join(known)}")
+        return replace(self, others=tuple(each for each in self.others if each.name not in names))
 
 
 def texts_of(rows: Dataset) -> list[Texts]:

@@ -7,8 +7,24 @@ from rich.console import Console
 FAILED = 2  # the exit status of a command that could not use what it was given
 
 
+LONGEST = 1_000  # characters of a message, which must fit a screen whatever was given
+
+
 class UserError(ValueError):
-    """What was given cannot be used. The message names it and what would be right; the command shows no traceback."""
+    """What was given cannot be used. The message names it and what would be right; the command shows no traceback.
+
+    Of a long message the middle is left out: names stand at its beginning, cures at its end.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > LONGEST:
+            left_out = len(message) - LONGEST
+            message = f"{message[: LONGEST // 2]} [... {left_out:,} characters ...] {message[-LONGEST // 2 :]}"
+        super().__init__(message)
+
+
+class DivergedError(UserError):
+    """A training whose loss or predictions are not finite: a result of its settings, not a fault of the study."""
 
 
 def tell(error: UserError) -> int:

@@ -1,4 +1,4 @@
-"""Measuring a trained model from all perspectives."""
+"""Scoring a trained model from all perspectives."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .attack import attack
-from .data import EvaluationSet, Role, Suite, labelled, sample
+from .data import EvaluationSet, Role, Suite
 from .groups import group_accuracies, worst
 from .models import Classifier
+from .predictions import ATTACK, Predictions, attacked_set, predict_suite
 from .progress import SILENT, Observer
-
-ATTACK = "character_swaps"
 
 
 def evaluate(classifier: Classifier, suite: Suite, attack_rows: int = 0, observer: Observer = SILENT) -> dict[str, Any]:
-    """Score the model on every set of the suite.
+    """Score the model on every set of the suite; see :func:`score_predictions`.
 
     Args:
         attack_rows: rows of the in-distribution test that our attack turns into an adversarial set for this very
             model; 0 for no attack.
+    """
+    return score_predictions(suite, predict_suite(classifier, suite, attack_rows, observer))
+
+
+def score_predictions(suite: Suite, predictions: Predictions) -> dict[str, Any]:
+    """All scores of a run, from what it stored.
 
     Returns:
         acc_in; acc_shift and acc_adv, means over the sets of the role; ece, the mean cross-validated calibration error
@@ -31,22 +35,14 @@ def evaluate(classifier: Classifier, suite: Suite, attack_rows: int = 0, observe
         scores of every set by its name.
     """
     labelled_sets = [suite.in_distribution, *suite.role("shift"), *suite.role("adversarial")]
-    anomaly_sets = suite.role("anomaly")
-    observer.stage("evaluation", len(labelled_sets) + len(anomaly_sets) + (attack_rows > 0))
-    per_set: dict[str, dict[str, Any]] = {}
-    inside = classifier.predict(suite.in_distribution.texts())
-    for each in labelled_sets:
-        logits = inside if each is suite.in_distribution else classifier.predict(each.texts())
-        per_set[each.name] = score(suite, each, logits)
-        observer.advance()
-    if attack_rows:
-        attacked = attacked_set(classifier, suite, attack_rows)
-        per_set[attacked.name] = score(suite, attacked, classifier.predict(attacked.texts()))
-        observer.advance()
-    for each in anomaly_sets:
-        outside = classifier.predict(each.texts())
+    if ATTACK in predictions.logits:
+        labelled_sets.append(attacked_set(suite, len(predictions[ATTACK]), predictions.swaps))
+    temperature = validation_temperature(suite, predictions)
+    per_set = {each.name: score(suite, each, predictions[each.name], temperature) for each in labelled_sets}
+    inside = predictions[suite.in_distribution.name]
+    for each in suite.role("anomaly"):
+        outside = predictions[each.name]
         per_set[each.name] = {"role": each.role, "rows": len(outside), **metrics.anomaly_scores(inside, outside)}
-        observer.advance()
     return {
         "acc_in": mean_of(per_set, "accuracy", "in_distribution"),
         "acc_shift": mean_of(per_set, "accuracy", "shift"),
@@ -57,8 +53,17 @@ def evaluate(classifier: Classifier, suite: Suite, attack_rows: int = 0, observe
     }
 
 
-def score(suite: Suite, evaluation_set: EvaluationSet, logits: Tensor) -> dict[str, Any]:
-    """All scores of a labelled set: role, rows, accuracy, both calibration errors, reliability bins and groups."""
+def validation_temperature(suite: Suite, predictions: Predictions) -> float:
+    """The one temperature that suits the validation set best."""
+    return metrics.best_temperature(predictions[suite.validation.name], torch.tensor(suite.validation.rows["label"][:]))
+
+
+def score(suite: Suite, evaluation_set: EvaluationSet, logits: Tensor, temperature: float) -> dict[str, Any]:
+    """All scores of a labelled set: role, rows, accuracy, calibration errors, reliability bins and groups.
+
+    Args:
+        temperature: found on validation data; of `ece_validation_temperature`.
+    """
     true_labels = evaluation_set.rows["label"][:]
     labels = metrics.scored_labels(logits, torch.tensor(true_labels), evaluation_set.merged_labels)
     right = (logits.argmax(-1) == labels).tolist()
@@ -69,20 +74,11 @@ def score(suite: Suite, evaluation_set: EvaluationSet, logits: Tensor) -> dict[s
         "accuracy": metrics.accuracy(logits, labels),
         "ece": metrics.cross_validated_calibration_error(logits, labels),
         "ece_top_label": metrics.calibration_error(logits, labels),
+        "ece_validation_temperature": metrics.calibration_error(logits, labels, temperature),
         "reliability": metrics.reliability(logits, labels),
         "groups": groups,
         "worst_group": worst(groups),
     }
-
-
-def attacked_set(classifier: Classifier, suite: Suite, rows: int) -> EvaluationSet:
-    """Rows of the in-distribution test after an attack on the model."""
-    chosen = sample(suite.in_distribution.rows, rows)
-    labels = chosen["label"][:]
-    texts = attack(classifier.predict, EvaluationSet("", "in_distribution", chosen).texts(), labels)
-    return EvaluationSet(
-        ATTACK, "adversarial", labelled(suite.task, texts, labels), suite.in_distribution.merged_labels
-    )
 
 
 def mean_of(per_set: dict[str, dict[str, Any]], key: str, *roles: Role) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,15 +124,25 @@ def load_classifier(name: str, task: Task, max_length: int, seed: int) -> Classi
             tokenizer = AutoTokenizer.from_pretrained(path)
             torch.manual_seed(seed)
             model = AutoModelForSequenceClassification.from_pretrained(path, config=config)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of the file formats' own types: pickles, safetensors, JSON, a tokenizer's
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {name!r} cannot be loaded: {first_line}") from error
     if tokenizer.pad_token is None:  # GPT-2 and Llama have none
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Classifier(model.to(device).float(), tokenizer, max_length)
+
+
+def weights_digest(name: str, task: Task) -> str:
+    """Of the pre-trained weights, without the new head: 12 hexadecimal digits that change with any of them."""
+    found = hashlib.sha256()
+    for key, values in load_classifier(name, task, 1, 0).model.base_model.state_dict().items():
+        found.update(key.encode())
+        found.update(values.cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()[:12]
 
 
 def locate(name: str) -> str | Path:

@@ -24,7 +24,7 @@ class Settings:
     task: str = "sentiment"
     methods: tuple[str, ...] = ("plain", "roast")
     model: str = MINILM
-    data: str = "demo"
+    data: tuple[str, ...] = ("demo",)
     train_set: str | None = None
     purpose: str = "final"
     seeds: int = 1
@@ -34,6 +34,7 @@ class Settings:
     eval_rows: int | None = None
     attack_rows: int = 0
     max_length: int = 128
+    evaluation_precision: str = "float32"  # of the matrix products when a trained model predicts
     changes: tuple[str, ...] = ()
     output: Path = Path("build/robustness")
     restart: bool = False
@@ -45,7 +46,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "task": "sentiment",
         "methods": ("plain", "roast"),
         "model": MINILM,
-        "data": "demo",
+        "data": ("demo",),
         "seeds": 1,
         "epochs": 3,
         "train_rows": 1200,
@@ -60,7 +61,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "task": "sentiment",
         "methods": tuple(METHODS),
         "model": MINILM,
-        "data": "demo",
+        "data": ("demo",),
         "purpose": "smoke",
         "seeds": 1,
         "epochs": 1,

@@ -8,7 +8,6 @@ then perturbs validation rows, before and after.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from roast_optim import AdversarialEmbedding
 
-from .arguments import length, not_negative, positive
+from .arguments import add_data, length, not_negative, positive
 from .data import TASKS, EvaluationSet
 from .errors import UserError, tell
 from .files import atomic_write
@@ -157,7 +156,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--task", choices=TASKS, default="sentiment", help="what is classified")
     add("--model", metavar="PATH_OR_HUB_ID", default=MINILM, help="as in benchmarks.robustness")
-    add("--data", metavar="DIR|hub|demo", default=os.environ.get("ROAST_DATA", "demo"), help="as there")
+    add_data(parser)
     add("--epochs", type=positive, metavar="N", default=3, help="passes over the training rows")
     add("--train-rows", type=positive, metavar="N", default=2000, help="rows that are trained on")
     add("--eval-rows", type=positive, metavar="N", default=400, help="validation rows that are perturbed")

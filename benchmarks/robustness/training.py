@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from roast_optim import selective_param_groups
 
 from .data import Task, texts_of
-from .errors import UserError
+from .errors import DivergedError, UserError
 from .models import Classifier, TrainingBatches
 from .options import check_options, is_number, option
 from .progress import SILENT, Observer
@@ -53,6 +53,11 @@ class Recipe:
             raise UserError(f"betas is {self.betas!r}; give two numbers from 0 to less than 1, as [0.9, 0.98]")
 
 
+def in_precision(precision: str, device: torch.device) -> torch.autocast:
+    """The context of forward passes whose matrix products have this precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
 @dataclass
 class Training:
     """One training in progress, as a method sees it. `step` counts the steps taken."""
@@ -71,8 +76,7 @@ class Training:
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass in the recipe's precision. It must not outlive a step: it caches weights."""
-        mixed = self.recipe.precision == "bfloat16"
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=mixed)
+        return in_precision(self.recipe.precision, self.model.device)
 
     def task_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The model's own loss of a batch, a scalar with a gradient."""
@@ -97,6 +101,10 @@ class Method:
     def options(self) -> dict[str, Any]:
         """The options by name."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.init}  # type: ignore[arg-type]
+
+    def facts(self) -> dict[str, Any]:
+        """What the method has to tell of its training, for the record; JSON values."""
+        return {}
 
     def build(self, training: Training) -> Optimizer:
         """Make the optimizer, and whatever else the method trains with.
@@ -147,7 +155,8 @@ def train(
         Seconds, without tokenization.
 
     Raises:
-        UserError: an option of the method is out of range, or the loss is not finite.
+        UserError: an option of the method is out of range.
+        DivergedError: the loss is not finite.
     """
     batches = TrainingBatches(classifier, texts_of(rows), rows["label"][:], recipe.batch_size, seed)
     training = Training(classifier.model, recipe, batches, seed, observer)
@@ -170,7 +179,7 @@ def train(
                 with training.autocast():
                     loss = method.loss(training, batch)
                 if not math.isfinite(value := loss.item()):
-                    raise UserError(f"the loss is {value} at step {training.step}; give a smaller learning rate")
+                    raise DivergedError(f"the loss is {value} at step {training.step}; give a smaller learning rate")
                 loss.backward()
                 method.after_backward(training)
                 training.optimizer.step()

@@ -5,10 +5,13 @@ are tiny and made here. For your own, replace ``make_model`` by ``AutoModelForCa
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, default_data_collator
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
 

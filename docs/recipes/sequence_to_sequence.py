@@ -4,9 +4,14 @@ Run it with ``python docs/recipes/sequence_to_sequence.py``. Nothing is download
 here. For your own, replace ``make_model`` by ``T5ForConditionalGeneration.from_pretrained(...)``.
 """
 
+import sys
+from pathlib import Path
+
 import torch
 from torch.utils.data import DataLoader
 from transformers import T5Config, T5ForConditionalGeneration, default_data_collator
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
 

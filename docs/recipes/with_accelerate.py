@@ -4,10 +4,15 @@ Run it with ``python docs/recipes/with_accelerate.py`` or ``accelerate launch do
 is downloaded: model and data are tiny and made here.
 """
 
+import sys
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, default_data_collator
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
 

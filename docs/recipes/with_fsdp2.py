@@ -7,6 +7,7 @@ model to its device before sharding. Nothing is downloaded: model and data are t
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import BertConfig, BertForSequenceClassification, default_data_collator
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
 

@@ -7,9 +7,12 @@ here.
 
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, TrainingArguments
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
 from roast_optim.integrations.huggingface import RoastConfig, RoastTrainer
 

@@ -9,11 +9,10 @@ case $PYTHON in /*) ;; *) PYTHON=$PWD/$PYTHON ;; esac
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 
-# A copy, so that the library in use stays as it is. The link is what setup.py's package_dir does in an install.
+# A copy, so that the library in use stays as it is.
 cp -R kernels roast_optim tests setup.py pyproject.toml README.md LICENSE "$copy"
 cd "$copy"
 rm -f kernels/native/*.so
-ln -s ../kernels roast_optim/kernels
 CXXFLAGS="-Werror -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
     "$PYTHON" setup.py --quiet build_ext --inplace
 ls kernels/native/*.so  # the extension is optional: a failed build is no error to setup.py

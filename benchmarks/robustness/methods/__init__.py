@@ -10,6 +10,7 @@ from ..data import Task
 from ..errors import UserError
 from ..options import check_options
 from ..training import Method
+from .candidate import Candidate
 from .child_tuning import ChildTuningDriven, ChildTuningFree
 from .freelb import FreeLB
 from .lp_ft import LinearProbingThenFineTuning
@@ -28,6 +29,10 @@ class Entry:
     method: type[Method]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+
+BOUNDED = {"step_size": 0.02, "ramp_begin": 0.2, "ramp_end": 0.6, "hold": 0.2, "bounded": True}
+SMOOTH = {"step_size": 0.01, "adversarial_weight": 0.0, "consistency_weight": 1.0, "teacher_weight": 1.0}
+HEAD_FIRST = {"head_epochs": 1, "measure_batches": 32, "refresh_every": 50, "importance_decay": 0.9}
 
 METHODS: dict[str, Entry] = {
     "plain": Entry(Plain),
@@ -58,6 +63,20 @@ METHODS: dict[str, Entry] = {
         Roast,
         {"clean_weight": 0.5, "adversarial_weight": 0.0, "consistency_weight": 0.08, "start_noise": 1e-5},
     ),
+    # Candidates; the letters are PROTOCOL.md's.
+    "select_update": Entry(Candidate, {"selection": "update"}),  # A
+    "return_by_rank": Entry(Candidate, {"pull_by": "rank", "pull": 200.0, "beta": 5.0}),  # B
+    "bounded_adversary": Entry(Candidate, BOUNDED),  # C
+    "smooth_teacher": Entry(Candidate, SMOOTH),  # D
+    "head_first": Entry(Candidate, {"selection": "gradient", **HEAD_FIRST}),  # E
+    "agreement": Entry(
+        Candidate, {"selection": "update", "importance": "agreement", **BOUNDED, "ramp_begin": 0.0}
+    ),  # F
+    "part_of_batch": Entry(Candidate, {**BOUNDED, "share": 0.5}),  # G
+    "combined": Entry(  # A + B + C + E
+        Candidate, {"selection": "update", "pull_by": "rank", "pull": 200.0, **BOUNDED, **HEAD_FIRST}
+    ),
+    "smooth_teacher_pull": Entry(Candidate, {**SMOOTH, "pull": 100.0}),  # D with a uniform return
 }
 
 

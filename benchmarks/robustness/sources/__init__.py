@@ -1,31 +1,32 @@
-"""Where data comes from: a folder of TSV files, the Hugging Face hub, or two Python packages (the demo)."""
+"""Where data comes from: folders of TSV files, the Hugging Face hub, or two Python packages (the demo)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data import Suite, Task
 from ..errors import UserError
 from .demo import load_demo
-from .folder import MANIFEST, load_folder
+from .folder import MANIFEST, is_file, load_folders
 from .hub import load_hub
 
 
-def load_suite(source: str, task: Task, train_set: str | None = None) -> Suite:
+def load_suite(sources: Sequence[str], task: Task, train_set: str | None = None) -> Suite:
     """Load all sets of a task.
 
     Args:
-        source: "demo", "hub", or a folder with a MANIFEST.tsv.
+        sources: "demo", "hub", or one or several folders with a MANIFEST.tsv.
         train_set: name of the training set, where the source has several; None is the source's first.
 
     Raises:
-        UserError: the source does not exist, or holds something that cannot be used.
+        UserError: a source does not exist, or holds something that cannot be used.
     """
-    if source == "demo":
+    if tuple(sources) == ("demo",):
         return load_demo(task)
-    if source == "hub":
+    if tuple(sources) == ("hub",):
         return load_hub(task)
-    folder = Path(source)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"data {source!r}: give 'demo', 'hub', or a folder that holds a {MANIFEST}")
-    return load_folder(folder, task, train_set)
+    for each in sources:
+        if not is_file(Path(each) / MANIFEST):
+            raise UserError(f"data {each!r}: give 'demo' or 'hub' alone, or folders that hold a {MANIFEST} each")
+    return load_folders([Path(each) for each in sources], task, train_set)

@@ -1,4 +1,4 @@
-"""A folder of TSV files described by its MANIFEST.tsv.
+"""Folders of TSV files, each described by its MANIFEST.tsv; the sets of all of them make one suite.
 
 The manifest has the columns file, task, role, rows, source, licence. A data file has one header line and one row per
 line: `sentence` and `label` (sentiment), `premise`, `hypothesis` and `label` (entailment), or `text` (anomaly). Tabs
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -76,16 +76,18 @@ class Entry:
         return {int(old): int(new) for old, new in re.findall(r"merging prediction (\d+) into (\d+)", self.notes)}
 
 
-def load_folder(folder: Path, task: Task, train_set: str | None = None) -> Suite:
-    """Read the sets of a task from a folder.
+def load_folders(folders: Sequence[Path], task: Task, train_set: str | None = None) -> Suite:
+    """Read the sets of a task from one folder or several.
 
     Raises:
         UserError: a file or column is missing, a label is unknown, a set is empty or has another number of rows than
-            the manifest says. The message names file and line.
+            the manifest says, or two sets have one name. The message names file and line.
     """
-    entries = read_manifest(folder)
-    train = choose_train(folder, [each for each in entries if each.role == "train" and each.serves(task)], train_set)
-    validation, in_distribution = validation_sets(folder, entries, task)
+    entries = [entry for folder in folders for entry in read_manifest(folder)]
+    check_names(entries)
+    where = " and ".join(str(folder / MANIFEST) for folder in folders)
+    train = choose_train(where, [each for each in entries if each.role == "train" and each.serves(task)], train_set)
+    validation, in_distribution = validation_sets(where, entries, task)
     others = [
         evaluation_set(each, task, EVALUATION_ROLES[each.role])
         for each in entries
@@ -96,9 +98,33 @@ def load_folder(folder: Path, task: Task, train_set: str | None = None) -> Suite
         for each in entries
         if each.role != "anomaly" and task.name in each.anomaly_for()
     ]
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:8]
-    source = f"{folder.resolve().name}-{digest}"
+    source = "+".join(f"{folder.resolve().name}-{manifest_digest(folder)}" for folder in folders)
     return Suite(task, source, read_labelled(train, task), validation, in_distribution, tuple(others))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False too for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def manifest_digest(folder: Path) -> str:
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:8]
+
+
+def check_names(entries: Sequence[Entry]) -> None:
+    """Scores are stored by the name of a set, which is its file's without ending.
+
+    Raises:
+        UserError: two sets have the same name.
+    """
+    seen: dict[str, Entry] = {}
+    for each in entries:
+        other = seen.setdefault(each.name, each)
+        if other is not each:
+            raise UserError(f"{each.where}: {each.path.name!r} and {other.where}: {other.path.name!r} share a name")
 
 
 def read_manifest(folder: Path) -> list[Entry]:
@@ -112,30 +138,32 @@ def read_manifest(folder: Path) -> list[Entry]:
             raise UserError(f"{where}: unknown role {values['role']!r}; known: {', '.join(ROLES)}")
         if not values["rows"].isdecimal():
             raise UserError(f"{where}: rows is {values['rows']!r}; it must be a whole number")
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"{where}: file {values['file']!r} does not exist in {folder}")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{where}: file {values['file']!r} lies outside {folder}")
         notes = f"{values['source']} {values['licence']}"
         entries.append(Entry(where, path, values["task"], values["role"], int(values["rows"]), notes))
     return entries
 
 
-def choose_train(folder: Path, candidates: list[Entry], name: str | None) -> Entry:
+def choose_train(where: str, candidates: list[Entry], name: str | None) -> Entry:
     """The training set called `name`, or the first."""
     if not candidates:
-        raise UserError(f"{folder / MANIFEST}: no set with role train for this task")
+        raise UserError(f"{where}: no set with role train for this task")
     if name is None:
         return candidates[0]
     for each in candidates:
         if each.name == name:
             return each
-    raise UserError(f"train set {name!r}: {folder / MANIFEST} has {', '.join(each.name for each in candidates)}")
+    raise UserError(f"train set {name!r}: {where} has {', '.join(each.name for each in candidates)}")
 
 
-def validation_sets(folder: Path, entries: list[Entry], task: Task) -> tuple[EvaluationSet, EvaluationSet]:
+def validation_sets(where: str, entries: list[Entry], task: Task) -> tuple[EvaluationSet, EvaluationSet]:
     """The set for choosing hyper-parameters and the in-distribution test, which share no row."""
     found = [each for each in entries if each.role == "validation" and each.serves(task)]
     if not found:
-        raise UserError(f"{folder / MANIFEST}: no set with role validation for task {task.name!r}")
+        raise UserError(f"{where}: no set with role validation for task {task.name!r}")
     tests = [each for each in found if "in-distribution test" in each.notes]
     test = tests[0] if tests else found[-1]
     rest = [each for each in found if each is not test]
@@ -157,9 +185,10 @@ def evaluation_set(entry: Entry, task: Task, role: Role) -> EvaluationSet:
 def read_labelled(entry: Entry, task: Task) -> Dataset:
     """Texts and labels of a data file."""
     texts, labels = [], []
+    known_labels = {str(number) for number in range(len(task.labels))}
     for where, values in counted(entry, read_tsv(entry.path, (*task.text_columns, "label"))):
         label = values["label"]
-        if not label.isdecimal() or int(label) >= len(task.labels):
+        if label not in known_labels:
             raise UserError(f"{where}: unknown label {label!r}; task {task.name!r} has {task.describe_labels()}")
         texts.append(tuple(values[column] for column in task.text_columns))
         labels.append(int(label))
@@ -193,6 +222,8 @@ def read_tsv(path: Path, needed: tuple[str, ...], may_be_blank: tuple[str, ...] 
         if not header:
             header = fields
             missing = [column for column in needed if column not in header]
+            if any("\r" in each for each in fields):
+                raise UserError(f"{where}: its lines end with CR alone; save it with LF or CRLF")
             if missing:
                 raise UserError(f"{where}: column {missing[0]!r} is missing; the header has {', '.join(header)}")
             continue

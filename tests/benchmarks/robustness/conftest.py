@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 
 from benchmarks.robustness.data import TASKS, Suite
 from benchmarks.robustness.models import Classifier, load_classifier
-from benchmarks.robustness.sources.folder import MANIFEST_COLUMNS, load_folder
+from benchmarks.robustness.sources.folder import MANIFEST_COLUMNS, load_folders
 
 GOOD = ("great", "lovely", "superb", "moving")
 BAD = ("awful", "boring", "tedious", "clumsy")
@@ -119,4 +119,4 @@ def sentiment_folder(write_folder: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def suite(sentiment_folder: Path) -> Suite:
-    return load_folder(sentiment_folder, TASKS["sentiment"])
+    return load_folders([sentiment_folder], TASKS["sentiment"])

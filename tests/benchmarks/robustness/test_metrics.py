@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -93,3 +95,30 @@ def test_relative_improvement() -> None:
     assert metrics.relative_improvement(0.7, 0.8) == pytest.approx(-0.5)
     assert metrics.relative_improvement(0.06, 0.08, best=0.0) == pytest.approx(0.25)
     assert metrics.relative_improvement(0.9, 1.0) is None
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_the_temperature_of_logits_that_were_scaled_by_it_is_found(temperature: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 3, generator=draw) * 2
+    labels = torch.multinomial(torch.softmax(logits, -1), 1, generator=draw)[:, 0]
+    assert metrics.best_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        metrics.accuracy,
+        metrics.calibration_error,
+        metrics.cross_validated_calibration_error,
+        metrics.reliability,
+        metrics.best_temperature,
+        lambda logits, labels: metrics.anomaly_scores(logits, torch.zeros(3, 2)),
+        lambda logits, labels: metrics.anomaly_scores(torch.zeros(3, 2), logits),
+    ],
+)
+def test_predictions_that_are_not_finite_have_no_score(score: Callable[..., Any]) -> None:
+    logits = torch.zeros(12, 2)
+    logits[:, 1] = torch.nan
+    with pytest.raises(ValueError, match="predictions are not finite"):
+        score(logits, torch.zeros(12, dtype=torch.long))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +90,27 @@ def test_batches_are_padded_to_their_longest_row(classifier: Classifier) -> None
     for batch in batches.epoch(0):
         assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
         assert batch["labels"].shape == batch["input_ids"].shape[:1]
+
+
+@pytest.mark.parametrize("content", ["a pickle", "garbage", "half"])
+def test_weights_that_cannot_be_read_are_told_and_no_pickle_runs(
+    model_folder: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    if content == "a pickle":
+        torch.save({"weight": RunsWhenLoaded()}, folder / "pytorch_model.bin")
+    elif content == "garbage":
+        (folder / "pytorch_model.bin").write_bytes(b"no weights")
+    else:
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be loaded: "):
+        load_classifier(str(folder), TASKS["sentiment"], 32, 0)
+    assert "it ran" not in capsys.readouterr().out
+
+
+class RunsWhenLoaded:
+    def __reduce__(self) -> Any:
+        return print, ("it ran",)

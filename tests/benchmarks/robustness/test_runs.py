@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.robustness.errors import UserError
-from benchmarks.robustness.runs import RunStore, read_runs
+from benchmarks.robustness.runs import IDENTITY, RunStore, read_runs, succeeded
 
 
 def run(**changes: Any) -> dict[str, Any]:
@@ -94,3 +96,87 @@ def test_a_value_that_is_not_json_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="key 'ece' is missing"):
         store.append({key: value for key, value in run().items() if key != "ece"})
     assert not store.path.exists()
+
+
+def test_a_full_disk_leaves_no_half_line_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.append(run())
+    written = store.path.read_bytes()
+    real = os.write
+
+    def short(descriptor: int, data: bytes) -> int:
+        if len(data) < 100:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\); nothing was added"):
+        store.append(run(seed=1))
+    assert store.path.read_bytes() == written
+    monkeypatch.setattr(os, "write", real)
+    store.append(run(seed=1))
+    assert len(read_runs(store.path)) == 2
+
+
+def test_what_is_written_in_parts_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:7]))
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.append(run())
+    assert read_runs(store.path) == [run()]
+
+
+@pytest.mark.parametrize("place", ["a file/runs.jsonl", "a folder"])
+def test_an_output_that_cannot_be_written_is_noticed_before_any_run(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(UserError, match=r"cannot be written .*; give another --output"):
+        RunStore(tmp_path / place)
+
+
+def test_a_run_on_other_data_or_weights_is_another_run(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.append(run(content={"data": "aa", "weights": "bb"}))
+    assert store.find(run(content={"data": "aa", "weights": "bb"}))
+    assert store.find(run(content={"data": "ab", "weights": "bb"})) is None
+    assert store.find(run(content={"data": "aa", "weights": "bc"})) is None
+    store.append(run(content={"data": "ab", "weights": "bb"}))
+
+
+def test_a_record_from_before_content_was_kept_is_found_whatever_it_was(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.append(run())
+    assert store.find(run(content={"data": "aa", "weights": "bb"})) == run()
+    assert store.find(run(protocol=2)) is None
+
+
+def test_a_model_is_the_same_from_the_hub_and_from_a_folder(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.append(run(model="someone/a-model"))
+    assert store.find(run(model="/data/models/a-model"))
+    assert store.find(run(model="someone/another-model")) is None
+
+
+def test_a_failed_run_needs_no_scores_and_is_not_done_again(tmp_path: Path) -> None:
+    failed = {key: run()[key] for key in IDENTITY} | {"failed": "the loss is nan at step 3"}
+    store = RunStore(tmp_path / "runs.jsonl")
+    store.append(failed)
+    assert store.find(run()) == failed
+    assert succeeded([failed, run(seed=1)]) == [run(seed=1)]
+
+
+def test_two_stores_may_add_to_one_file(tmp_path: Path) -> None:
+    first, second = RunStore(tmp_path / "runs.jsonl"), RunStore(tmp_path / "runs.jsonl")
+    first.append(run())
+    second.append(run(seed=1))
+    with pytest.raises(ValueError, match="recorded already"):
+        second.append(run())
+    assert [row["seed"] for row in read_runs(first.path)] == [0, 1]
+
+
+def test_a_message_fits_a_screen_whatever_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(run(seed="y" * 300_000)) + "\n")
+    with pytest.raises(UserError, match=r"seed is 'yyy.*characters \.\.\..*give another --output") as caught:
+        RunStore(path)
+    assert len(str(caught.value)) < 1100

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from benchmarks.robustness import __main__ as command
-from benchmarks.robustness import evaluation, study
+from benchmarks.robustness import predictions, study
 from benchmarks.robustness.runs import KEYS, read_runs
 
 
@@ -91,18 +94,19 @@ def test_stopping_loses_only_the_run_that_was_stopped(
     model_folder: Path, sentiment_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    original = evaluation.evaluate
+    original = predictions.predict_suite
 
-    def interrupted(classifier: Any, *rest: Any) -> dict[str, Any]:
+    def interrupted(classifier: Any, *rest: Any) -> predictions.Predictions:
         if (out / "runs.jsonl").exists():
             raise KeyboardInterrupt
         return original(classifier, *rest)
 
-    monkeypatch.setattr(study, "evaluate", interrupted)
+    monkeypatch.setattr(study, "predict_suite", interrupted)
     assert run(model_folder, sentiment_folder, out, "--methods", "plain", "wconsol") == 130
     assert [row["method"] for row in read_runs(out / "runs.jsonl")] == ["plain"]
-    assert [each.name for each in out.iterdir()] == ["runs.jsonl"]
-    monkeypatch.setattr(study, "evaluate", original)
+    assert sorted(each.name for each in out.iterdir()) == ["predictions", "runs.jsonl"]
+    assert len([*(out / "predictions").iterdir()]) == 1
+    monkeypatch.setattr(study, "predict_suite", original)
     assert run(model_folder, sentiment_folder, out, "--methods", "plain", "wconsol") == 0
     assert [row["method"] for row in read_runs(out / "runs.jsonl")] == ["plain", "wconsol"]
 
@@ -126,7 +130,7 @@ def test_tuning_sees_the_validation_set_only(model_folder: Path, sentiment_folde
         (["--set", "speed=1"], "has no option 'speed'; known: "),
         (["--task", "entailment"], "no set with role train"),
         (["--train-set", "other"], "train set 'other'"),
-        (["--data", "nowhere"], "data 'nowhere': give 'demo', 'hub', or a folder"),
+        (["--data", "nowhere"], "data 'nowhere': give 'demo' or 'hub' alone, or folders"),
         (["--model", "nowhere/at/all"], "model 'nowhere/at/all' cannot be loaded"),
         (["--set", "roast.alpha=2"], "alpha"),
         (["--set", "roast.step_size=big"], "step_size"),
@@ -161,14 +165,55 @@ def test_a_foreign_line_stops_the_study_before_any_run(
 def test_a_preset_is_only_a_set_of_defaults() -> None:
     settings = command.read_settings(["--preset", "demo", "--epochs", "7", "--set", "roast.alpha=0.5"])
     demo = command.read_settings(["--preset", "demo"])
-    assert (settings.epochs, settings.data, settings.methods) == (7, "demo", ("plain", "roast"))
+    assert (settings.epochs, settings.data, settings.methods) == (7, ("demo",), ("plain", "roast"))
     assert settings.changes == (*demo.changes, "roast.alpha=0.5")
 
 
 def test_the_environment_names_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROAST_DATA", "some/folder")
-    assert command.read_settings([]).data == "some/folder"
-    assert command.read_settings(["--data", "hub"]).data == "hub"
-    assert command.read_settings(["--preset", "demo"]).data == "demo"
+    monkeypatch.setenv("ROAST_DATA", os.pathsep.join(["some/folder", "another"]))
+    assert command.read_settings([]).data == ("some/folder", "another")
+    assert command.read_settings(["--data", "hub"]).data == ("hub",)
+    assert command.read_settings(["--preset", "demo"]).data == ("demo",)
     monkeypatch.delenv("ROAST_DATA")
-    assert command.read_settings([]).data == "demo"
+    assert command.read_settings([]).data == ("demo",)
+
+
+def test_a_diverging_run_is_recorded_and_the_others_go_on(
+    model_folder: Path, sentiment_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--methods", "plain", "lp_ft", "--set", "plain.learning_rate=1e30", "lp_ft.learning_rate=1e-3")
+    assert run(model_folder, sentiment_folder, tmp_path / "out", *more) == 0
+    rows = read_runs(tmp_path / "out" / "runs.jsonl")
+    assert [(row["method"], "failed" in row) for row in rows] == [("plain", True), ("lp_ft", False)]
+    assert "plain, seed 0 failed: " in capsys.readouterr().out
+    assert run(model_folder, sentiment_folder, tmp_path / "out", *more) == 0
+    assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 2
+
+
+def test_where_all_runs_diverge_the_command_fails_with_the_reason(
+    model_folder: Path, sentiment_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--methods", "plain", "--set", "learning_rate=1e30")
+    assert run(model_folder, sentiment_folder, tmp_path / "out", *more) == 2
+    assert "all runs failed; the first: " in capsys.readouterr().err
+
+
+def test_a_run_is_not_found_again_once_a_text_or_a_weight_has_changed(
+    model_folder: Path, sentiment_folder: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    out = tmp_path / "out"
+
+    def recorded() -> int:
+        assert run(model, sentiment_folder, out, "--methods", "plain") == 0
+        return len(read_runs(out / "runs.jsonl"))
+
+    assert recorded() == recorded() == 1
+    test = sentiment_folder / "test.tsv"
+    test.write_text(test.read_text().replace("film", "story"))
+    assert recorded() == 2
+    weights = load_file(model / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][5, 3] += 1e-3
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert recorded() == recorded() == 3

@@ -1,0 +1,184 @@
+"""What the protocol runs: the regimes, and the settings that are tried of every method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .models import MINILM
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method with options that differ from its defaults."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def changes(self) -> tuple[str, ...]:
+        """As --set takes them."""
+        return tuple(f"{key}={json.dumps(value)}" for key, value in self.options.items())
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A task, a model, an amount of data, and how it is measured.
+
+    Args:
+        domains: the sets beside the validation set on which settings are chosen; no final score uses them.
+        rows: of every set but the validation set, the in-distribution test and the attacked ones.
+        attack_rows: test rows that are attacked in a final run.
+        trials: the settings tried, six of each method.
+        fixed: the settings of methods that have no trials of their own, such as controls.
+    """
+
+    task: str
+    train_rows: int | None
+    epochs: int
+    domains: tuple[str, ...]
+    trials: Mapping[str, tuple[Trial, ...]]
+    fixed: Mapping[str, Trial] = field(default_factory=dict)
+    model: str = MINILM
+    train_set: str | None = None
+    rows: int = 500
+    attack_rows: int = 300
+    precision: str = "bfloat16"
+
+
+def tried(method: str, *settings: tuple[float, Mapping[str, Any]]) -> tuple[Trial, ...]:
+    """Trials of a method, each by its learning rate and its other options."""
+    return tuple(Trial(method, {"learning_rate": rate, **options}) for rate, options in settings)
+
+
+def by_rate(method: str, *rates: float, **options: Any) -> tuple[Trial, ...]:
+    return tried(method, *((rate, options) for rate in rates))
+
+
+def selection(alpha: float, beta: float, **options: Any) -> dict[str, Any]:
+    return {"alpha": alpha, "beta": beta, **options}
+
+
+TRIALS: dict[str, tuple[Trial, ...]] = {
+    "plain": by_rate("plain", 2e-5, 3e-5, 4e-5, 5e-5, 7e-5, 1e-4),
+    "roast": tried(
+        "roast",
+        (5e-5, selection(0.9, 10.0)),
+        (1e-4, selection(0.9, 10.0)),
+        (5e-5, selection(0.6, 1.0)),
+        (1e-4, selection(0.6, 1.0)),
+        (5e-5, selection(0.6, 1.0, step_size=0.03)),
+        (1e-4, selection(0.6, 1.0, step_size=0.03)),
+    ),
+    "smooth_teacher": tried(
+        "smooth_teacher",
+        (5e-5, {}),
+        (1e-4, {}),
+        (5e-5, {"step_size": 0.02}),
+        (5e-5, {"consistency_weight": 0.3, "teacher_weight": 0.3}),
+        (1e-4, {"consistency_weight": 0.3, "teacher_weight": 0.3}),
+        (5e-5, {"step_size": 0.02, "consistency_weight": 3.0, "teacher_weight": 0.3}),
+    ),
+    "smooth_teacher_pull": tried(
+        "smooth_teacher_pull",
+        (5e-5, {}),
+        (1e-4, {}),
+        (1e-4, {"pull": 200.0}),
+        (1e-4, {"step_size": 0.02}),
+        (1e-4, {"consistency_weight": 0.3, "teacher_weight": 0.3}),
+        (1e-4, {"consistency_weight": 0.3, "teacher_weight": 0.3, "pull": 200.0}),
+    ),
+    "select_update": tried(
+        "select_update",
+        (5e-5, selection(0.6, 1.0)),
+        (1e-4, selection(0.6, 1.0)),
+        (2e-4, selection(0.6, 1.0)),
+        (1e-4, selection(0.6, 5.0)),
+        (2e-4, selection(0.6, 5.0)),
+        (2e-4, selection(0.9, 5.0)),
+    ),
+    "return_by_rank": tried(
+        "return_by_rank",
+        (5e-5, {"pull": 100.0}),
+        (5e-5, {"pull": 200.0}),
+        (5e-5, {"pull": 400.0}),
+        (1e-4, {"pull": 100.0}),
+        (1e-4, {"pull": 200.0}),
+        (1e-4, {"pull": 400.0}),
+    ),
+    "bounded_adversary": tried(
+        "bounded_adversary",
+        (5e-5, {"hold": 0.0}),
+        (5e-5, {}),
+        (1e-4, {}),
+        (3e-5, {}),
+        (5e-5, {"hold": 0.1, "consistency_weight": 0.5}),
+        (5e-5, {"hold": 0.0, "step_size": 0.04}),
+    ),
+    "combined": tried(
+        "combined",
+        (5e-5, {"pull": 100.0}),
+        (1e-4, {"pull": 100.0}),
+        (1e-4, {"pull": 200.0}),
+        (2e-4, {"pull": 100.0}),
+        (2e-4, {"pull": 200.0}),
+        (1e-4, {"pull": 200.0, "beta": 5.0}),
+    ),
+    "head_first": tried(
+        "head_first",
+        (5e-5, selection(0.6, 1.0)),
+        (1e-4, selection(0.6, 1.0)),
+        (5e-5, selection(0.9, 10.0)),
+        (1e-4, selection(0.9, 10.0)),
+        (1e-4, selection(0.6, 5.0)),
+        (1e-4, selection(0.6, 1.0, importance="movement")),
+    ),
+    "agreement": tried(
+        "agreement",
+        (5e-5, selection(0.6, 1.0)),
+        (1e-4, selection(0.6, 1.0)),
+        (2e-4, selection(0.6, 1.0)),
+        (1e-4, selection(0.6, 5.0)),
+        (2e-4, selection(0.6, 5.0)),
+        (2e-4, selection(0.9, 5.0)),
+    ),
+    "wconsol": tried(
+        "wconsol",
+        (5e-5, {"strength": 100.0}),
+        (5e-5, {"strength": 200.0}),
+        (1e-4, {"strength": 100.0}),
+        (1e-4, {"strength": 200.0}),
+        (1e-4, {"strength": 400.0}),
+        (2e-4, {"strength": 200.0}),
+    ),
+    "lp_ft": by_rate("lp_ft", 2e-5, 3e-5, 4e-5, 5e-5, 7e-5, 1e-4),
+    "smart": tried(
+        "smart",
+        (5e-5, {}),
+        (1e-4, {}),
+        (3e-5, {}),
+        (5e-5, {"smoothness_weight": 0.3, "proximal_weight": 0.3}),
+        (5e-5, {"smoothness_weight": 3.0}),
+        (5e-5, {"proximal_weight": 0.3}),
+    ),
+    "freelb": tried(
+        "freelb",
+        (5e-5, {}),
+        (1e-4, {}),
+        (3e-5, {}),
+        (7e-5, {}),
+        (5e-5, {"step_size": 0.1, "largest": 0.6}),
+        (5e-5, {"largest": 0.1}),
+    ),
+}
+
+REGIMES: dict[str, Regime] = {
+    "sentiment": Regime(
+        task="sentiment",
+        train_rows=2000,
+        epochs=3,
+        domains=("amazon_uci", "dynasent_r1_dev", "news20_mini"),
+        trials=TRIALS,
+    ),
+}

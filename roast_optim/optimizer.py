@@ -27,7 +27,7 @@ from .processes import any_of_them, device_of, parameters_of_earlier_stages, req
 from .sharding import check_process_group, local, position_of, shard_groups
 from .state import State, make_state, step_row
 from .statistics import selection_stats
-from .step_options import accumulates, step_options
+from .step_options import accumulates, step_options, without_effect
 from .step_plans import PlannedStep, StepPlans
 from .user_warning import warn
 
@@ -84,8 +84,10 @@ class RoastAdamW(Optimizer):
         selective: bool = DEFAULTS["selective"],
         importance: str = DEFAULTS["importance"],
         importance_every: int = DEFAULTS["importance_every"],
+        importance_dtype: torch.dtype = DEFAULTS["importance_dtype"],
         seed: int = DEFAULTS["seed"],
         state_dtype: torch.dtype | None = DEFAULTS["state_dtype"],
+        stochastic_rounding: bool = DEFAULTS["stochastic_rounding"],
         backend: str = DEFAULTS["backend"],
         maximize: bool = DEFAULTS["maximize"],
         capturable: bool = DEFAULTS["capturable"],
@@ -177,6 +179,8 @@ class RoastAdamW(Optimizer):
         first, self._has_stepped = not self._has_stepped, True
         if first:
             require_same_masks(self.param_groups, self.options, self.process_group)
+            if message := without_effect(self.param_groups, self.options):
+                self._warn_once(message)
         if self._measuring:
             self._accumulate(planned)
         elif not (first and self._only_makes_state(had_state, planned)):
@@ -222,7 +226,7 @@ class RoastAdamW(Optimizer):
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> State:
         state: State = self.state[param]
-        make_state(state, group, param, self.options.state_dtype)
+        make_state(state, group, param, self.options)
         return state
 
     def _row_of(self, group: dict[str, Any], param: Tensor) -> StepRow:
@@ -314,7 +318,7 @@ class RoastAdamW(Optimizer):
         super().__setstate__(state)
         self._plans = StepPlans()
         if hasattr(self, "_incoming"):
-            checkpoint.reattach(self.param_groups, self.state, self.defaults, self.options.state_dtype, *self._incoming)
+            checkpoint.reattach(self.param_groups, self.state, self.defaults, self.options, *self._incoming)
         self.positions = self._place()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .kernels.step import SCORE_DTYPES
+
 # What a group counts; in every state_dict.
 GROUP_COUNTERS = {"refreshes": 0, "steps_since_refresh": 0}
 
@@ -163,6 +165,13 @@ OPTIONS: dict[str, Option] = {
         "accumulate only at every k-th step since the last refresh; not more than refresh_every.",
         (_COUNT,),
     ),
+    "importance_dtype": Option(
+        torch.float32,
+        "dtype of the importance: float32, or bfloat16, which halves its memory. Its sums are then rounded "
+        "stochastically, so that they do not stop growing, and ranks are good to about 0.01. A checkpoint keeps the dtype "
+        "in which it was saved.",
+        ((lambda dtype: dtype in SCORE_DTYPES, f"one of {SCORE_DTYPES}"),),
+    ),
     "seed": Option(
         0,
         "key of all draws, 0 <= seed < 2**64. The global random state is never read or changed.",
@@ -179,6 +188,16 @@ OPTIONS: dict[str, Option] = {
                 "a floating-point dtype, or None for the parameter's",
             ),
         ),
+    ),
+    "stochastic_rounding": Option(
+        False,
+        "whether parameters and moments of bfloat16 or float16 are rounded up or down at random and not to nearest, so "
+        "that a step smaller than half a unit in the last place is not lost but taken with the probability that makes its "
+        "expectation right. For training in 16 bits alone; everything is computed in float32. The moments are rounded so "
+        "too, as to nearest a second moment of bfloat16 never decays at beta2=0.999. The random bits are drawn from the "
+        "seed as the masks are: the same on every backend and sharding, and nothing is stored. Tensors of float32 stay "
+        "as they are.",
+        (_SWITCH,),
     ),
     "backend": Option(
         "auto",
@@ -205,14 +224,18 @@ GROUP_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.of_grou
 OPTIONS_OF_MASKS = (*(name for name, option in OPTIONS.items() if option.decides_masks), *GROUP_COUNTERS)
 
 
-def config_field(name: str, more: str = "") -> Any:
+def config_field(name: str, more: str = "", **changes: Any) -> Any:
     """A dataclass field for an option of RoastAdamW, with its default and, as argparse wants it, its help.
 
     Args:
         name: of the option.
         more: added to the help, where the dataclass does something besides.
+        changes: ``default``, where the dataclass writes it otherwise.
     """
-    return field(default=DEFAULTS[name], metadata={"help": f"{OPTIONS[name].help} {more}".strip().replace("%", "%%")})
+    return field(
+        default=changes.get("default", DEFAULTS[name]),
+        metadata={"help": f"{OPTIONS[name].help} {more}".strip().replace("%", "%%")},
+    )
 
 
 def documented(cls: _Class) -> _Class:
@@ -236,7 +259,9 @@ class RoastOptions:
     rescale: bool
     importance: str
     importance_every: int
+    importance_dtype: torch.dtype
     state_dtype: torch.dtype | None
+    stochastic_rounding: bool
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> RoastOptions:

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from .kernels.step import STATE_TENSORS, GroupOptions, Position, StepRow, state_names
+from .options import RoastOptions
 from .sharding import local, spread_like
 
 State = dict[str, Any]
 
 
-def make_state(state: State, group: GroupOptions, param: Tensor, state_dtype: torch.dtype | None) -> None:
-    """Make what the ``state`` of a parameter lacks, given the options of its group; the rest is left as it is."""
+def make_state(state: State, group: GroupOptions, param: Tensor, options: RoastOptions) -> None:
+    """Make what the ``state`` of a parameter lacks, given all options; the rest is left as it is."""
     for name in state_names(group):
         if name not in state:
-            state[name] = STATE_TENSORS[name].make(group, param, state_dtype)
+            state[name] = STATE_TENSORS[name].make(group, param, options.state_dtype, options.importance_dtype)
 
 
 def step_row(state: State, group: GroupOptions, param: Tensor, position: Position) -> StepRow:

@@ -64,11 +64,25 @@ inline F32 rounded_to(const bfloat16*, F32 x) {
   return (F32)((x == x ? rounded : U32{} + 0x7fc00000) & 0xffff0000);
 }
 
+// To one of the two nearest numbers, up with the probability of 16 random bits that are added below the last digit. What
+// is beyond the largest number, or not finite, is rounded to nearest.
+inline F32 stochastically_rounded_to(const bfloat16* to, F32 x, U32 bits) {
+  const I32 ordinary = ((I32)x & 0x7fffffff) <= 0x7f7f0000;
+  return (F32)(ordinary ? (I32)(((U32)x + bits) & 0xffff0000) : (I32)rounded_to(to, x));
+}
+
 inline void store(float* to, F32 x) { std::memcpy(to, &x, sizeof x); }
 
 inline void store(bfloat16* to, F32 x) {
   const U16 bits = __builtin_convertvector((U32)rounded_to(to, x) >> 16, U16);
   std::memcpy(to, &bits, sizeof bits);
+}
+
+inline void store_stochastically(float* to, F32 x, U32) { store(to, x); }
+
+inline void store_stochastically(bfloat16* to, F32 x, U32 bits) {
+  const U16 rounded = __builtin_convertvector((U32)stochastically_rounded_to(to, x, bits) >> 16, U16);
+  std::memcpy(to, &rounded, sizeof rounded);
 }
 
 // -------------------------------------------------------------------------------------------------------------- float32

@@ -60,6 +60,7 @@ class Variant(NamedTuple):
     param: torch.dtype
     grad: torch.dtype
     state: torch.dtype
+    score: torch.dtype
     aligned: bool  # all addresses are multiples of 16 bytes
     run: bool  # the elements lie side by side in the whole parameter and begin at a multiple of four
 
@@ -170,13 +171,16 @@ class _Launch:
                 _as_int32(selection.seed) if selection else 0,
                 _as_int32(selection.seed >> 32) if selection else 0,
                 _as_int32(selection.draw_number or 0) if selection else 0,
+                _as_int32(options.rounding_seed),
+                _as_int32(options.rounding_seed >> 32),
                 lr=lr if lr_on_device else float(lr),
                 **{name: float(getattr(options, name)) for name in _NUMBERS},
                 **_powers("beta1", float(options.beta1)),
                 **_powers("beta2", float(options.beta2)),
                 **self._table.constants,
-                **dtype_constants(variant.param, variant.grad, variant.state),
+                **dtype_constants(variant.param, variant.grad, variant.state, variant.score),
                 **step_constants(options, self._names),
+                **rounding_constants(options, variant.param, variant.state, variant.score),
                 ALIGNED=variant.aligned,
                 RUN=variant.run,
                 LR_ON_DEVICE=lr_on_device,
@@ -201,10 +205,24 @@ def step_constants(options: StepOptions, names: Collection[str]) -> dict[str, bo
     }
 
 
-def dtype_constants(param: torch.dtype, grad: torch.dtype, state: torch.dtype) -> dict[str, Any]:
+def dtype_constants(
+    param: torch.dtype, grad: torch.dtype, state: torch.dtype, score: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """The dtypes that are compiled into the kernel."""
-    types = {"PARAM_TYPE": FLOAT_TYPES[param], "GRAD_TYPE": FLOAT_TYPES[grad], "STATE_TYPE": FLOAT_TYPES[state]}
-    return {**types, "LARGEST": torch.finfo(grad).max}
+    types = {"PARAM_TYPE": param, "GRAD_TYPE": grad, "STATE_TYPE": state, "SCORE_TYPE": score}
+    largest = {"LARGEST": torch.finfo(grad).max, "LARGEST_SCORE": torch.finfo(score).max}
+    return {**{name: FLOAT_TYPES[dtype] for name, dtype in types.items()}, **largest}
+
+
+def rounding_constants(
+    options: StepOptions, param: torch.dtype, state: torch.dtype, score: torch.dtype = torch.float32
+) -> dict[str, bool]:
+    """What a step with these options and dtypes rounds stochastically; compiled into the kernel."""
+    narrow = param is not torch.float32 or state is not torch.float32
+    return {
+        "ROUND_VALUES": options.stochastic_rounding and narrow,
+        "ROUND_SCORES": options.accumulate and score is not torch.float32,
+    }
 
 
 def _check_same_place(row: StepRow) -> None:
@@ -221,7 +239,8 @@ def _check_same_place(row: StepRow) -> None:
 def _variant(row: StepRow, grad_dtype: torch.dtype, grad_is_contiguous: bool, grad_is_aligned: bool) -> Variant | None:
     """The launch that a row belongs to with such a gradient; None: the reference."""
     tensors = [tensor for name, tensor in row.tensors() if name != "step"]
-    dtypes = (row.param.dtype, grad_dtype, row.exp_avg.dtype)
+    score = torch.float32 if row.importance is None else row.importance.dtype
+    dtypes = (row.param.dtype, grad_dtype, row.exp_avg.dtype, score)
     contiguous = grad_is_contiguous and all(tensor.is_contiguous() for tensor in tensors)
     if not contiguous or row.exp_avg_sq.dtype != row.exp_avg.dtype or not FLOAT_TYPES.keys() >= set(dtypes):
         return None

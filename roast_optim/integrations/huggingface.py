@@ -42,7 +42,9 @@ class RoastConfig:
     always_update: list[str] | None = field(
         default=None, metadata={"help": "Regular expressions of names that are never selective."}
     )
+    importance_dtype: str = config_field("importance_dtype", 'Its name, as "bfloat16".', default="float32")
     state_dtype: str | None = config_field("state_dtype", 'Its name, as "float32".')
+    stochastic_rounding: bool = config_field("stochastic_rounding")
     backend: str = config_field("backend")
     step_size: float = field(default=0.1, metadata={"help": "Length of the perturbation of each token."})
     consistency_weight: float = field(default=0.01, metadata={"help": "Weight of the consistency loss."})
@@ -65,9 +67,6 @@ class RoastConfig:
         Raises:
             ValueError: an option is out of range, or the model has no transformer blocks.
         """
-        state_dtype = getattr(torch, self.state_dtype, None) if self.state_dtype else None
-        if self.state_dtype and not isinstance(state_dtype, torch.dtype):
-            raise ValueError(f"state_dtype={self.state_dtype!r} is not the name of a torch dtype, such as 'float32'")
         groups = selective_param_groups(model, args.weight_decay, self.always_update)
         for group in groups:
             group["selective"] = group["selective"] and self.selective
@@ -78,7 +77,15 @@ class RoastConfig:
             "eps": args.adam_epsilon,
             "seed": args.seed,
         }
-        return RoastAdamW(groups, **{**own, **of_trainer, "state_dtype": state_dtype})
+        dtypes = {name: self._dtype(name) for name in ("importance_dtype", "state_dtype")}
+        return RoastAdamW(groups, **{**own, **of_trainer, **dtypes})
+
+    def _dtype(self, option: str) -> torch.dtype | None:
+        name = getattr(self, option)
+        dtype = getattr(torch, name, None) if name else None
+        if name and not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{option}={name!r} is not the name of a torch dtype, such as 'float32'")
+        return dtype
 
     def make_adversary(self, model: nn.Module) -> _TrainerAdversary:
         """The adversary of ``model``, which must not be wrapped, sharded or compiled yet.

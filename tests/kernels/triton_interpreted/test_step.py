@@ -25,6 +25,7 @@ from tests.support.steps import (
     assert_same_tensors,
     optional_tensors,
     random_step,
+    score_dtypes,
     selection,
 )
 
@@ -96,6 +97,7 @@ def test_any_options(data: st.DataObject) -> None:
     shapes = data.draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
     step = a_step(
         shapes,
+        score_dtype=data.draw(score_dtypes),
         offset=data.draw(st.integers(0, 3)),
         seed=data.draw(st.integers(0, 99)),
         lr=data.draw(st.sampled_from([0.0, 1e-3, 1.0, torch.tensor(1e-2), torch.tensor(1e-2).double()])),

@@ -23,10 +23,10 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
-# What a draw is for, in the upper bits of the second word of its counter, of which block numbers use 29: the draws of one
-# seed never meet.
-_FOR_MASKS = 0
-_FOR_ROUNDING = 1 << 31
+# What a draw is for: the highest bit of the block number's 64, of which elements of a parameter take 61 at most. So two
+# draws of one seed never meet.
+FOR_MASKS = 0
+FOR_ROUNDING = 1 << 31
 
 
 def unavailable() -> str | None:
@@ -79,7 +79,7 @@ def draw_words(
     seed: int,
     draw_number: Word,
     device: torch.device,
-    purpose: int = _FOR_MASKS,
+    purpose: int = FOR_MASKS,
 ) -> Tensor:
     """The random words of local elements ``start .. start + count - 1``, int64 ``[count]``.
 
@@ -275,7 +275,7 @@ def _rounding_bits(
         seed=options.rounding_seed,
         draw_number=step.to(torch.int64) if isinstance(step, Tensor) else int(step),
         device=grad.device,
-        purpose=_FOR_ROUNDING,
+        purpose=FOR_ROUNDING,
     ).view(grad.shape)
     return RoundingBits(words >> 16, words & 0xFFFF)
 
@@ -371,8 +371,8 @@ def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> No
     """Add the squared gradients: s <- fl(s + fl(g * g)) in float32, saturating; non-finite gradients add nothing.
 
     Two roundings: never ``addcmul_``, which is a fused multiply-add on some processors. Scores of bfloat16 are then
-    rounded stochastically: to nearest a sum stays where it is as soon as it is 256 times as large as what is added. No
-    step is counted here, so gradient and score stand in the place of element and step in the counter of the bits.
+    rounded stochastically: to nearest a sum would stand still at 512 times what is added. No step is counted here, so
+    the gradient and the score are the counter of the bits.
     """
     for importance, grad in zip(importances, grads, strict=True):
         for _, (score, g) in chunks([importance, grad]):

@@ -168,8 +168,8 @@ OPTIONS: dict[str, Option] = {
     "importance_dtype": Option(
         torch.float32,
         "dtype of the importance: float32, or bfloat16, which halves its memory. Its sums are then rounded "
-        "stochastically, so that they do not stop growing, and ranks are good to about 0.01. A checkpoint keeps the dtype "
-        "in which it was saved.",
+        "stochastically, so that they do not stop growing; ranks differ by less than 0.01 on average. What a "
+        "checkpoint holds keeps its dtype.",
         ((lambda dtype: dtype in SCORE_DTYPES, f"one of {SCORE_DTYPES}"),),
     ),
     "seed": Option(
@@ -191,12 +191,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "stochastic_rounding": Option(
         False,
-        "whether parameters and moments of bfloat16 or float16 are rounded up or down at random and not to nearest, so "
-        "that a step smaller than half a unit in the last place is not lost but taken with the probability that makes its "
-        "expectation right. For training in 16 bits alone; everything is computed in float32. The moments are rounded so "
-        "too, as to nearest a second moment of bfloat16 never decays at beta2=0.999. The random bits are drawn from the "
-        "seed as the masks are: the same on every backend and sharding, and nothing is stored. Tensors of float32 stay "
-        "as they are.",
+        "whether parameters and moments of bfloat16 or float16 are rounded up or down at random, with the value as the "
+        "expectation, and not to nearest. A step of less than half a unit in the last place is then not lost, so 16 "
+        "bits are enough to train in. A step computes in float32 and rounds once; moments are rounded alike, because "
+        "to nearest a second moment of bfloat16 never decays at beta2=0.999. The random bits come from the seed as the "
+        "masks do: they are the same on every backend and sharding, and nothing is stored. Tensors of float32 or "
+        "float64 stay as they are.",
         (_SWITCH,),
     ),
     "backend": Option(

@@ -251,7 +251,7 @@ def _selection_fields(selection: Selection | None) -> tuple[int | None, int | No
 def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> None:
     """Add the squared gradients to the importance scores, in place; see :func:`..reference.accumulate_importance_`.
 
-    It also takes scores of bfloat16, which no training accumulates in this way at every step.
+    That also takes scores of bfloat16, of which a training's steps make no use.
     """
 
     def plan(importances: list[Tensor], grads: list[Tensor]) -> list[array[int]] | None:

@@ -25,7 +25,7 @@ struct SelectionTable {
   float drop_probabilities[RANK_CODES];  // 1 - p
 };
 
-// What a draw is for, in the upper bits of the second word of its counter, of which block numbers use 29.
+// What a draw is for, in the highest bit of the block number's 64, of which elements of a parameter take 61 at most.
 enum Purpose : std::uint32_t { FOR_MASKS = 0, FOR_ROUNDING = 1u << 31 };
 
 // The draw of one parameter in one step. Local element j is element

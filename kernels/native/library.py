@@ -17,7 +17,7 @@ from ..step import SCALARS, TENSORS, Position
 _INTERFACE = 3  # ROAST_INTERFACE in interface.h
 _INSTRUCTION_SET = "ROAST_NATIVE_ISA"  # environment variable: avx512, avx2 or portable instead of the best there is
 
-_List = ctypes.c_void_p  # address of an array of 64-bit integers
+_List = ctypes.c_void_p  # address of an array of numbers
 
 _forked = False
 
@@ -60,15 +60,7 @@ _FUNCTIONS = {
     "roast_fields": (),
     "roast_accumulate": (ctypes.c_int64, _List, _List, _List, ctypes.c_int32, ctypes.c_int32),
     "roast_histogram": (ctypes.c_int64, _List, _List, ctypes.c_int32, _List, ctypes.c_int32),
-    "roast_assign_codes": (
-        ctypes.c_int64,
-        _List,
-        _List,
-        ctypes.c_int32,
-        _List,
-        ctypes.c_void_p,
-        ctypes.c_int32,
-    ),  # fmt: skip
+    "roast_assign_codes": (ctypes.c_int64, _List, _List, ctypes.c_int32, _List, _List, ctypes.c_int32),
     "roast_use_instruction_set": (ctypes.c_char_p,),
     "roast_instruction_set": (),
 }

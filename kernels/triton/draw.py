@@ -24,7 +24,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-# What a draw is for, in the upper bits of the second word of its counter, of which block numbers use 29.
+# What a draw is for, in the highest bit of the block number's 64, of which elements of a parameter take 61 at most.
 FOR_MASKS = tl.constexpr(0)
 FOR_ROUNDING = tl.constexpr(1 << 31)
 

@@ -26,7 +26,8 @@ def accumulate_importance_(
     """Add the squared gradients to the importance scores; see :func:`..reference.accumulate_importance_`.
 
     Bit for bit the reference's, which also takes what is not contiguous, gradients that are not float32, bfloat16 or
-    float16, and scores of bfloat16, which no training accumulates in this way at every step. A CUDA graph can hold it if ``held_for_graphs`` takes what its replays read.
+    float16, and scores of bfloat16, of which a training's steps make no use. A CUDA graph can hold it if
+    ``held_for_graphs`` takes what its replays read.
     """
     members: dict[tuple[torch.device, torch.dtype, bool], list[list[int]]] = defaultdict(list)
     for importance, grad in zip(importances, grads, strict=True):

@@ -22,7 +22,7 @@ from roast_optim.kernels import triton
 TESTS = Path(__file__).parents[1]
 # What runs in the interpreter, and how many tests that are at least: one that collects nothing passes as well.
 INTERPRETED = {
-    "kernels": (["kernels/triton_interpreted", "kernels/test_backends.py"], 150),
+    "kernels": (["kernels/triton_interpreted", "kernels/test_backends.py", "kernels/test_stochastic_rounding.py"], 200),
     "conformity": (["roast_optim/test_conformity.py"], 200),
     "random inputs": (["roast_optim/test_random_training.py"], 1),
 }

@@ -1,4 +1,4 @@
-"""Stochastic rounding of float32 values to a shorter format, from the definition: the two neighbours and the way between.
+"""Stochastic rounding to a shorter format, from the definition: the two neighbours and the way between them.
 
 Gupta, Agrawal, Gopalakrishnan, Narayanan, "Deep learning with limited numerical precision", ICML 2015, section 3.
 """
@@ -17,7 +17,7 @@ _WORD = 0xFFFFFFFF
 
 
 class Format(NamedTuple):
-    """A binary floating-point format: significant bits, and the exponents of its largest and smallest normal numbers."""
+    """A binary floating-point format: significant bits, exponents of its largest and its smallest normal number."""
 
     precision: int
     largest_exponent: int

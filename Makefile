@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself, and only once.
 #
 #   make demo    fine-tune a real language model with AdamW and with RoAST, and print what that changed
-#   make test    the fast tests          make test-slow    the long ones
+#   make test    the fast tests          make test-slow    the long ones; ROAST_TEST_DEVICE=cuda make test: on a GPU
 #   make lint    ruff and mypy
 #   make test-distributed    the tests with several processes
 #   make kill-and-resume    training that is killed and resumed, 50 times; test-slow does it 10 times
@@ -19,11 +19,15 @@ BENCH := benchmarks/kernels
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 FUZZED := tests/roast_optim/test_random_training.py tests/kernels/test_native_step.py tests/kernels/test_native_tensors.py \
-	tests/kernels/triton_interpreted/test_step.py
+	tests/kernels/triton/test_step.py
+# The tests of the Triton kernels run on the GPU with ROAST_TEST_DEVICE=cuda, as all others that place their tensors;
+# else in triton's interpreter, which must be chosen before triton is imported: in a run of their own.
+TRITON_KERNELS := tests/kernels/triton tests/kernels/test_backends.py tests/kernels/test_stochastic_rounding.py
+CASES := tests/roast_optim/test_conformity.py tests/roast_optim/test_random_training.py
+INTERPRETED := TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --dist worksteal -k triton -W ignore::RuntimeWarning
+ON_CPU := $(if $(filter-out cpu,$(ROAST_TEST_DEVICE)),,yes)
 # Being measured makes triton's interpreter three times as slow, and these take no branch that the others do not.
-INTERPRETED := tests/kernels/test_triton.py::test_the_tests_of_the_backend_pass_in_the_interpreter
-NOT_FOR_COVERAGE := --ignore tests/roast_optim/test_conformity.py --ignore tests/roast_optim/test_random_training.py \
-	--deselect '$(INTERPRETED)[conformity]' --deselect '$(INTERPRETED)[random inputs]'
+NOT_FOR_COVERAGE := $(patsubst %,--ignore %,$(CASES))
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
 .PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage docs lint bench gpu-dry-run study-smoke clean
@@ -42,9 +46,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest -n 2 --dist worksteal
+	$(if $(ON_CPU),$(INTERPRETED) $(TRITON_KERNELS) $(CASES))
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow
+	$(if $(ON_CPU),$(INTERPRETED) -m slow $(CASES))
 
 test-distributed: $(READY)
 	$(RUN) -m pytest -m distributed
@@ -61,6 +67,7 @@ sanitize: $(READY)
 coverage: $(READY)
 	rm -rf build/coverage && mkdir -p build/coverage
 	$(RUN) -m coverage run -m pytest -n 2 --dist worksteal $(NOT_FOR_COVERAGE)
+	TRITON_INTERPRET=1 $(RUN) -m coverage run -m pytest -n 2 --dist worksteal -k triton $(TRITON_KERNELS)
 	$(RUN) -m coverage run -m pytest -m distributed
 	$(RUN) -m coverage combine --quiet
 	$(RUN) -m coverage report --fail-under=95

@@ -48,6 +48,7 @@ class WheelForEveryPython(bdist_wheel):
 setup(
     packages=[
         "roast_optim",
+        "roast_optim.evaluation",
         "roast_optim.integrations",
         "roast_optim.kernels",
         "roast_optim.kernels.native",

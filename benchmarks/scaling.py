@@ -123,7 +123,7 @@ def simulate(make_model: Callable[[], nn.Module], world_size: int) -> Row:
         for group in optimizer.param_groups:
             for param in group["params"]:
                 state: dict[str, Any] = {}
-                make_state(state, group, param, optimizer.options)
+                make_state(state, group, param, optimizer.options, parameter_id=0)
                 for name, tensor in {**state, "param": param, "grad": param}.items():
                     if TENSORS[name].per_element:
                         held[name] += tensor.to_local().nbytes
@@ -262,7 +262,7 @@ def overhead(elements: int, backend: str, tensors: int = 200, rounds: int = 31) 
                     value, grad = (DTensor.from_local(part, mesh, [Shard(0)]) for part in (value, grad))
                 params.append(nn.Parameter(value))
                 params[-1].grad = grad
-            optimizers.append(RoastAdamW(params, lr=1e-3, backend=backend))
+            optimizers.append(RoastAdamW(params, lr=1e-3, selective=True, refresh_every=None, backend=backend))
         plain, sharded = optimizers
         for param, position in zip(plain.param_groups[0]["params"], sharded.positions.values(), strict=True):
             plain.positions[param] = position

@@ -15,7 +15,13 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 
 # The sources are the whole clone, so that pages link to whatever is in it as they do elsewhere.
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**", "benchmarks/**/results/**"]
+include_patterns = [
+    "*.md",
+    "docs/**",
+    "benchmarks/**/results/**",
+    "benchmarks/gpu/README.md",
+    "benchmarks/robustness/PROTOCOL.md",
+]
 html_extra_path = ["site_root"]
 
 # A link to a page or to a heading of a page that is not there is a warning, and `make docs` fails on warnings.

@@ -39,8 +39,11 @@ class ActivationKernels(Protocol):
 class Backend(Protocol):
     """The functions of a backend module. Lists are of equal length, one entry per parameter."""
 
-    def unavailable(self) -> str | None:
-        """Why this backend cannot run in this process, and what to do about it; None when it can."""
+    def unavailable(self, device: torch.device | None = None) -> str | None:
+        """Why this backend cannot run in this process, and what to do about it; None when it can.
+
+        With a GPU as ``device`` it is tried there, once per GPU. Without one nothing is started there.
+        """
 
     def supports(self, device: torch.device) -> bool:
         """Whether tensors on ``device`` can be given to this backend."""

@@ -8,28 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from operator import attrgetter, is_
+from operator import is_
 
-import torch
 from torch import Tensor
 
 from .step import TENSORS, StepOptions, StepRow
-
-_dtype_of = attrgetter("dtype")
-
-
-def facts(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype], list[int], list[bool]]:
-    """Address, dtype, number of elements and contiguity of each tensor: what a kernel relies on.
-
-    Together they notice every change between two steps: ``.data``, ``set_``, ``resize_``, a view or dtype of the same
-    memory, storage that was freed or moved. Four lists without a call of a Python function: it runs at every step.
-    """
-    return (
-        list(map(Tensor.data_ptr, tensors)),
-        list(map(_dtype_of, tensors)),
-        list(map(Tensor.numel, tensors)),
-        list(map(Tensor.is_contiguous, tensors)),
-    )
+from .tensor_facts import facts
 
 
 class StepPlan(ABC):
@@ -39,6 +23,8 @@ class StepPlan(ABC):
         names: the tensors that every row has, in the order of the fields; without gradients, which are new at every
             step and would be kept alive.
         positions: of the rows.
+        fallbacks: why some rows are left to the reference where that is slow, each with what to do about it; steps add
+            what they find out.
         held_for_graphs: what CUDA graphs that hold steps of this plan read at their replays. Nothing tells when the
             last of them is gone, so whoever replaces the plan keeps it.
 
@@ -47,6 +33,7 @@ class StepPlan(ABC):
     """
 
     def __init__(self, rows: Sequence[StepRow]) -> None:
+        self.fallbacks: list[str] = []
         self.held_for_graphs: list[Tensor] = []
         self.positions = [row.position for row in rows]
         self.names = _common_names(rows)
@@ -57,7 +44,11 @@ class StepPlan(ABC):
         self._planned = self.facts_of(self.params), self.facts_of(self._state)
 
     def facts_of(self, tensors: Sequence[Tensor]) -> object:
-        """What the plan relies on of tensors and would not notice in the step."""
+        """What the plan relies on of tensors and would not notice in the step.
+
+        Facts notice every change: ``.data``, ``set_``, ``resize_``, a view or dtype of the same memory, storage that
+        was freed or moved.
+        """
         return facts(tensors)
 
     def fits(self, params: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
@@ -110,6 +101,11 @@ class StepPlan(ABC):
             raise ValueError("these rows have no importance to which anything could be added")
         return found
 
+    def note_fallback(self, reason: str) -> None:
+        """Add a reason to ``fallbacks``, once."""
+        if reason not in self.fallbacks:
+            self.fallbacks.append(reason)
+
     @abstractmethod
     def accumulate(self, grads: Sequence[Tensor]) -> None:
         """Add the squared gradients to the importance of the rows, and nothing else."""
@@ -122,6 +118,16 @@ class StepPlan(ABC):
             grads: of the rows, in their order. They are looked at every time.
             options: the scalars.
         """
+
+
+def not_contiguous(name: str) -> str:
+    """The reason of a fallback: a tensor, by its name in the row, is not contiguous."""
+    if name == "grad":
+        return "a gradient is not contiguous: call contiguous() on it before the step"
+    return (
+        f"{name} is not contiguous (a model in channels_last, say, or a transposed parameter): make the parameters "
+        "contiguous before the optimizer is constructed"
+    )
 
 
 def gradients(rows: Sequence[StepRow]) -> list[Tensor]:

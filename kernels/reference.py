@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from .plan import StepPlan, check_options
-from .step import HISTOGRAM_BINS, TENSORS, Position, Selection, StepOptions, StepRow
+from .step import (
+    HISTOGRAM_BINS,
+    TENSORS,
+    Position,
+    Selection,
+    StepOptions,
+    StepRow,
+    advance_counts_,
+    draw_number_of,
+    next_count,
+)
 
 CHUNK = 1 << 18  # elements; a multiple of four, so that chunks of a whole parameter begin with a fresh Philox block
 
@@ -29,7 +39,7 @@ FOR_MASKS = 0
 FOR_ROUNDING = 1 << 31
 
 
-def unavailable() -> str | None:
+def unavailable(device: torch.device | None = None) -> str | None:
     """None: plain torch runs everywhere."""
     return None
 
@@ -216,18 +226,23 @@ def plan(rows: Sequence[StepRow]) -> StepPlan:
 
 def _step(row: StepRow, options: StepOptions) -> None:
     assert row.grad is not None
-    row.step += 1
-    step: float | Tensor = row.step if options.capturable else row.step.item()
+    step: float | Tensor
+    if options.capturable:
+        advance_counts_([row.step])
+        step = row.step
+    else:
+        step = next_count(row.step.item())
+        row.step.fill_(step)
+    by_step: Word = step.to(torch.int64) & _MASK if isinstance(step, Tensor) else draw_number_of(step)
     selection = options.selection
     draw_number: Word = 0
     if selection is not None:
-        by_step = step.to(torch.int64) if isinstance(step, Tensor) else int(step)
         draw_number = by_step if selection.draw_number is None else selection.draw_number
     used = {name: tensor for name, tensor in row.tensors() if TENSORS[name].per_element}
     for start, tensors in chunks(list(used.values())):
         chunk = dict(zip(used, tensors, strict=True))
         grad, moving = chunk["grad"], None
-        bits = _rounding_bits(row.position, start, chunk, step, options) if _rounds(row, options) else None
+        bits = _rounding_bits(row.position, start, grad, by_step, options) if _rounds(row, options) else None
         if options.accumulate:
             _add_square_(chunk["importance"], grad, None if bits is None else bits.state)
         if selection is not None:
@@ -265,15 +280,14 @@ def _rounds(row: StepRow, options: StepOptions) -> bool:
 
 
 def _rounding_bits(
-    position: Position, start: int, chunk: dict[str, Tensor], step: float | Tensor, options: StepOptions
+    position: Position, start: int, grad: Tensor, draw_number: Word, options: StepOptions
 ) -> RoundingBits:
-    grad = chunk["grad"]
     words = draw_words(
         position,
         start,
         grad.numel(),
         seed=options.rounding_seed,
-        draw_number=step.to(torch.int64) if isinstance(step, Tensor) else int(step),
+        draw_number=draw_number,
         device=grad.device,
         purpose=FOR_ROUNDING,
     ).view(grad.shape)
@@ -405,12 +419,32 @@ def histogram_(scores: list[Tensor], counts: Tensor) -> None:
 
 
 def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], table: Tensor) -> None:
-    """Write ``table[bin]`` into the rank codes and reset the importance scores to zero."""
-    for importance, rank_code in zip(importances, rank_codes, strict=True):
-        local_table = table.to(importance.device)
-        for _, (score, code) in chunks([importance, rank_code]):
-            code.copy_(local_table.index_select(0, _bins(score)).view(code.shape))
-            score.zero_()
+    """Write ``table[bin]`` into the rank codes and reset the importance scores to zero.
+
+    All codes first, then all scores. Whoever interrupts it (Ctrl-C) finds it finished: half of it would leave scores of
+    zero without the codes that they stood for.
+    """
+
+    def assign() -> None:
+        for importance, rank_code in zip(importances, rank_codes, strict=True):
+            local_table = table.to(importance.device)
+            for _, (score, code) in chunks([importance, rank_code]):
+                code.copy_(local_table.index_select(0, _bins(score)).view(code.shape))
+
+    def reset() -> None:
+        for importance in importances:
+            importance.zero_()
+
+    assigned = False
+    try:
+        assign()
+        assigned = True
+        reset()
+    except BaseException:
+        if not assigned:
+            assign()
+        reset()
+        raise
 
 
 def _bins(score: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ step moves, and the random rows of the tests.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+# Step counts are float32, as AdamW's. From here on adding one changes nothing: a count goes to the next larger float32.
+LAST_EXACT_COUNT = 2**24
 RANK_CODES = 256
 HISTOGRAM_BINS = 65536
 UNRANKED = RANK_CODES - 1  # the highest keep probability
@@ -44,6 +47,31 @@ class Position(NamedTuple):
     def whole(cls, parameter_id: int, numel: int) -> Position:
         """The position of a parameter of ``numel`` elements that is not sharded."""
         return cls(parameter_id, 0, max(numel, 1), 0)
+
+
+def next_count(count: float) -> float:
+    """The step count after ``count``: one more, or from 2**24 on the next larger float32 (by 2, by 4 from 2**25, ...).
+
+    Every step thus has a count of its own, from which its draw follows, and no other state is needed. Bias correction
+    has long been one there. Draws repeat when the count, taken modulo 2**32, does: after 84 million steps.
+    """
+    if count < LAST_EXACT_COUNT:
+        return count + 1.0
+    return count + math.ldexp(1.0, math.frexp(count)[1] - 24)
+
+
+def advance_counts_(counts: list[Tensor]) -> None:
+    """:func:`next_count` of counts (float32), in place, on any device and without waiting for it."""
+    # Below 2**24 the increment is less than 1.5, which rounds to one. Above, it is more than half the distance to the
+    # next float32 and less than one and a half of it, which rounds to that distance.
+    increments = torch._foreach_mul(counts, 1.5 / LAST_EXACT_COUNT)
+    torch._foreach_clamp_min_(increments, 1.0)
+    torch._foreach_add_(counts, increments)
+
+
+def draw_number_of(count: float) -> int:
+    """The draw of a step, of 32 bits, from its count."""
+    return int(count) % 2**32
 
 
 def _number(kind: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -261,6 +289,23 @@ class StepRow:
             tensor = getattr(self, name)
             if tensor is not None:
                 yield name, tensor
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """The dtype of the importance; float32 where there is none."""
+        return torch.float32 if self.importance is None else self.importance.dtype
+
+    def usual_dtype(self, name: str) -> torch.dtype:
+        """That of a tensor by its name, which follows from the parameter's, the first moment's and the importance's.
+
+        An importance that is none of :data:`SCORE_DTYPES` should be float32.
+        """
+        score = self.score_dtype if self.score_dtype in SCORE_DTYPES else torch.float32
+        return TENSORS[name].dtype.resolved(self.param.dtype, self.exp_avg.dtype, score)
+
+    def has_usual_dtypes(self) -> bool:
+        """Whether all but the gradient are of their usual dtypes."""
+        return all(tensor.dtype == self.usual_dtype(name) for name, tensor in self.tensors() if name != "grad")
 
     def with_gradient(self, grad: Tensor | None) -> StepRow:
         """The same row with another gradient."""

@@ -19,8 +19,17 @@ Example, with a tiny model that learns to tell eight random sentences apart:
 
 from .adversarial import AdversarialEmbedding
 from .losses import symmetric_kl
+from .model_output import TaskLoss
 from .optimizer import RoastAdamW
 from .param_groups import selective_param_groups
+from .shared_ranks import SharedRanks
 
-__all__ = ["AdversarialEmbedding", "RoastAdamW", "selective_param_groups", "symmetric_kl"]
+__all__ = [
+    "AdversarialEmbedding",
+    "RoastAdamW",
+    "SharedRanks",
+    "TaskLoss",
+    "selective_param_groups",
+    "symmetric_kl",
+]
 __version__ = "0.1.0"  # the only place; pyproject.toml takes it from here without importing the package

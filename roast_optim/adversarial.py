@@ -5,24 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import add
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from .data_parallel import call_as_one_forward_pass
-from .embedding_block import find_embedding_output, unwrapped
+from .embedding_block import find_embedding_output
 from .embedding_hook import EmbeddingHook, ForwardPass
+from .forward_passes import CleanPass, ForwardPasses, PassResult
 from .losses import consistency_loss
-from .model_call import ModelCall, loss_and_logits, with_loss
-from .perturbation import NORMS, perturbed_embedding, token_mask
-from .task_gradient import LossScale, differentiate, graphs_kept, overflows_early, parameters_to_hold, replay
+from .model_call import ModelCall
+from .model_output import TaskLoss, comparable, with_loss
+from .model_wrappers import call_as_one_forward_pass, unwrapped
+from .perturbation import NORMS, SCALES, StartNoise, perturbed_embedding, relative_length
+from .task_gradient import LossScale, graphs_kept
+from .token_mask import find_labels, find_tokens
 from .user_warning import warn
 
 _GRADIENTS = ("exact", "fast")
+_LONG_STEP = 0.25  # of the embedding, from which a perturbed embedding resembles another word's
+_MEASUREMENTS = 3  # at most: each waits for the device, and the first one that finds a step is the last
+_USUAL_STEP = 0.03  # what step_size=0.1 is of a BERT embedding
 
 
 class AdversarialEmbedding:
@@ -36,29 +42,26 @@ class AdversarialEmbedding:
     where p and q are the model's predictions from e and e_adv. e_adv is a constant: nothing reaches the embeddings
     through the second pass. Dropout is drawn anew in it, as the authors do; no other random state is touched.
 
-    Call it like the model: it returns what the model returned in the clean pass, with the loss replaced. Outputs of
-    transformers have it as ``.loss``, tuples as their first element (before all others, if ``loss_fn`` computed it),
-    and for a plain tensor a named tuple (loss, logits) is returned. In evaluation mode, or without gradients, the call
-    is the model's own; in evaluation mode with gradients that is said once, for it is likely a forgotten
-    ``model.train()``. In training mode it needs ``labels``, or whatever else the model computes its loss from.
+    >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(8 * 5, 2))
+    >>> ids, labels = torch.randint(0, 50, (4, 5)), torch.tensor([0, 1, 1, 0])
+    >>> with AdversarialEmbedding(model, 0.03, scale="relative", loss_fn=nn.functional.cross_entropy) as adversary:
+    ...     adversary(ids, labels=labels).loss.backward()  # of a model with a loss: adversary(**batch).loss.backward()
+    >>> sorted(adversary.last_losses)
+    ['adversarial', 'consistency', 'task']
 
-    - Padding is not perturbed: tokens whose ``attention_mask`` is 0. The mask must be ``[batch, tokens]``; one of four
-      dimensions, or that is not a tensor, says nothing of padding, so that all tokens are perturbed.
-    - The KL is averaged over the batch or, for outputs per token, over the tokens whose label is not -100. A
-      decoder-only language model (``can_generate()``) is taken to predict the next label. For a model with one output,
-      or ``problem_type="regression"`` in its config, it is the mean squared error, for
-      ``problem_type="multi_label_classification"`` the KL of independent binary labels. If the model divides its loss
-      by ``num_items_in_batch``, which transformers' Trainer passes, the consistency loss is divided likewise.
-    - Distribution: pass the DistributedDataParallel wrapper, or set ``adversary.model`` to it; it sees both passes as
-      one, and reduces the gradients once.
-    - torch.compile: make the AdversarialEmbedding first, then call ``model.compile()``. The compiled code is in two
-      parts, before and after the embedding (no ``fullgraph=True``).
-    - Gradient checkpointing must be the non-reentrant one (``use_reentrant=False``).
+    Call it like the model: it returns what the model returned in the clean pass, with the loss replaced. Outputs of
+    transformers have it as ``.loss``, tuples in its place (before all others, if ``loss_fn`` computed it), and for a
+    plain tensor a named tuple (loss, logits) is returned. In evaluation mode, or without gradients, the call is the
+    model's own; in evaluation mode with gradients that is said once, for it is likely a forgotten ``model.train()``. In
+    training mode it needs ``labels``, or whatever else the model computes its loss from. What it does with padding,
+    several predictions, inputs and buffers that the model changes, compiled and distributed models stands in
+    ``docs/adversary.md``.
 
     Args:
         model: returns its loss and logits, or see ``loss_fn``. An attribute, which may be set to a wrapper.
-        step_size: length of the perturbation of each token, in units of the embeddings; not negative.
-        consistency_weight: of the consistency loss (lambda in the paper); not negative, as all weights.
+        step_size: length of the perturbation of each token, in units of ``scale``; not negative.
+        consistency_weight: of the consistency loss (lambda in the paper); not negative, as all weights. With 0 no
+            predictions are needed.
         adversarial_weight: of the task loss of the adversarial pass.
         clean_weight: of the task loss of the clean pass.
         norm: in which ``step_size`` is measured: "linf", as above; "sign": ``sign(d)``; "l2": ``d / ||d||``.
@@ -72,22 +75,30 @@ class AdversarialEmbedding:
             gradients. All of the output but the loss is detached. Not for sharded models.
         loss_fn: ``loss_fn(output, labels)`` with the model's output and the ``labels=`` of the call, which are then
             not passed to the model. Labels of tokens are those at their place: shift them yourself for a language
-            model. None: the model computes its loss.
+            model. A :class:`.TaskLoss` also says by what the loss is divided. None: the model computes its loss.
+        logits_fn: ``logits_fn(output)`` returns the predictions that the consistency loss compares, a tensor
+            ``[..., classes]`` or several in a tuple or dict. None: all in the output are compared, found by their names
+            (:func:`.model_output.predictions_of`), and their divergences added.
+        scale: "absolute": ``step_size`` is in units of the embeddings. "relative": it is a share of each token's own
+            embedding; the perturbation is that long in the l2 norm, whatever ``norm`` shapes it. A step of more than a
+            quarter of the embeddings is said once.
         start_noise: if not 0, d is taken in a pass of its own, at ``e + start_noise * U(0, 1)``, as in the authors'
             code with 1e-5 (8/3 of the model's cost). The noise has its own generator, which starts with seed 0.
 
     Attributes:
         last_losses: "task", "adversarial" and "consistency" loss of the last call in training mode, detached and
-            without their weights; empty before it.
+            without their weights; empty before it. Without predictions, consistency is 0.
+        loss_divisor: what the task loss of the last call was divided by: ``num_items_in_batch`` if the model divides by
+            it, or that of a :class:`.TaskLoss`; None: it is a mean.
         embedding_name: name of the perturbed module in the model.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``loss_fn`` not callable.
+        TypeError: ``model`` is not a module, or ``loss_fn`` or ``logits_fn`` not callable.
         ValueError: an argument is out of range; the model has no embeddings or is compiled already. On a call in
-            training mode: no labels, no scalar loss or no logits in the output; a mask or labels that do not fit.
+            training mode: no labels, no scalar loss or no predictions in the output.
         RuntimeError: on a call in training mode: the embedding did not run exactly once, or the loss does not depend on
             it; the model uses reentrant checkpointing; with ``gradient="fast"``, it is sharded or its parameters have
-            hooks.
+            hooks; the adversary is closed.
     """
 
     def __init__(
@@ -102,12 +113,16 @@ class AdversarialEmbedding:
         embedding: str | nn.Module | None = None,
         gradient: str = "exact",
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        logits_fn: Callable[[Any], Any] | None = None,
+        scale: str = "absolute",
         start_noise: float = 0.0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={model!r} is not an nn.Module")
         if loss_fn is not None and not callable(loss_fn):
             raise TypeError(f"loss_fn={loss_fn!r} must be a function of the model's output and the labels, or None")
+        if logits_fn is not None and not callable(logits_fn):
+            raise TypeError(f"logits_fn={logits_fn!r} must be a function of the model's output, or None")
         for name, value in (
             ("step_size", step_size),
             ("consistency_weight", consistency_weight),
@@ -117,10 +132,13 @@ class AdversarialEmbedding:
         ):
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r} must be a finite number from 0 up")
-        if norm not in NORMS:
-            raise ValueError(f"norm={norm!r} must be one of {NORMS}")
-        if gradient not in _GRADIENTS:
-            raise ValueError(f"gradient={gradient!r} must be one of {_GRADIENTS}")
+        for name, choice, choices in (
+            ("norm", norm, NORMS),
+            ("gradient", gradient, _GRADIENTS),
+            ("scale", scale, SCALES),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name}={choice!r} must be one of {choices}")
         if gradient == "fast" and start_noise:
             raise ValueError(
                 f'start_noise={start_noise!r} takes a pass of its own, which gradient="fast" is to save; '
@@ -134,12 +152,17 @@ class AdversarialEmbedding:
         self.norm = norm
         self.gradient = gradient
         self.loss_fn = loss_fn
+        self.logits_fn = logits_fn
+        self.scale = scale
         self.start_noise = start_noise
         self.last_losses: dict[str, Tensor] = {}
+        self.loss_divisor: Tensor | float | None = None
         self._nonfinite_samples: Tensor | int = 0
-        self._has_warned = False
+        self._said: set[str] = set()
+        self._measurements = _MEASUREMENTS
+        self._is_closed = False
         self._loss_scale = LossScale()
-        self._noise_generator: torch.Generator | None = None
+        self._noise = StartNoise()
         self._hook = EmbeddingHook(find_embedding_output(model, embedding))
         self._hook.attach()  # already here, for a torch.compile that follows
 
@@ -153,161 +176,145 @@ class AdversarialEmbedding:
         """How many samples got no perturbation because their gradient was not finite. Waits for the device."""
         return int(self._nonfinite_samples)
 
+    def close(self) -> None:
+        """Take the hook off the model, which can then be exported, scripted and compiled whole. Not to be undone.
+
+        Call it after the last backward pass: gradient checkpointing needs the hook until then. ``with`` does it at its
+        end. In evaluation mode the call goes on being the model's.
+        """
+        self._hook.remove()
+        self._is_closed = True
+
+    def __enter__(self) -> AdversarialEmbedding:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output; in training mode its loss is the whole objective."""
+        """The model's output; in training mode its loss is the whole objective. One thread at a time: others wait."""
         labels = kwargs.pop("labels", None) if self.loss_fn else None
         if not (unwrapped(self.model).training and torch.is_grad_enabled()):
             if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-                self._say_once_that_nothing_is_perturbed()
+                self._say_once(
+                    "evaluation",
+                    "AdversarialEmbedding was called in evaluation mode, with gradients: the loss is the model's own. "
+                    "Call model.train() before training (from_pretrained() returns evaluation mode), torch.no_grad() "
+                    "to evaluate",
+                )
             return self.model(*args, **kwargs)
-        try:
-            if self.loss_fn and labels is None:
-                raise ValueError("labels=None: loss_fn needs labels= in training mode; pass them, or call model.eval()")
-            self._hook.attach()
-            with graphs_kept() if self.gradient == "exact" else nullcontext():
+        if self._is_closed:
+            raise RuntimeError("this AdversarialEmbedding is closed; make another one to train on")
+        with self._hook.lock, graphs_kept() if self.gradient == "exact" else nullcontext():
+            try:
+                if self.loss_fn and labels is None:
+                    raise ValueError(
+                        "labels=None: loss_fn needs labels= in training mode; pass them, or call model.eval()"
+                    )
+                self._hook.attach()
                 if isinstance(self.model, nn.parallel.DistributedDataParallel):
-                    both_passes = partial(self._both_passes, self.model.module, labels)
-                    return call_as_one_forward_pass(self.model, both_passes, args, kwargs)
-                return self._both_passes(self.model, labels, *args, **kwargs)
-        except BaseException:
-            self._hook.remove()
-            raise
+                    all_passes = partial(self._all_passes, self.model.module, labels)
+                    return call_as_one_forward_pass(self.model, all_passes, args, kwargs)
+                return self._all_passes(self.model, labels, *args, **kwargs)
+            except BaseException:
+                self._hook.remove()
+                raise
 
-    def _say_once_that_nothing_is_perturbed(self) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            warn(
-                "AdversarialEmbedding was called in evaluation mode, with gradients: the loss is the model's own. Call "
-                "model.train() before training (from_pretrained() returns evaluation mode), torch.no_grad() to evaluate"
-            )
-
-    def _both_passes(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def _all_passes(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
         call = ModelCall(model, args, kwargs, labels)
-        clean = self._fast_clean_pass(call) if self.gradient == "fast" else self._exact_clean_pass(call)
-        perturbed = ForwardPass(self._perturbed(clean.embeddings, clean.gradient, call))
-        adversarial = self._run(perturbed, call)
+        with ForwardPasses(self._hook, call, self.loss_fn, self.logits_fn) as passes:
+            if self.gradient == "fast":
+                clean = passes.fast_clean_pass(self._loss_scale)
+            else:
+                noise = partial(self._noise.like, amplitude=self.start_noise) if self.start_noise else None
+                clean = passes.exact_clean_pass(self._loss_scale, noise)
+            perturbed = ForwardPass(self._perturbed(clean, passes))
+            adversarial = passes.run(perturbed)
         self._hook.keep(perturbed, adversarial.loss)
-        consistency = consistency_loss(
-            clean.logits,
-            adversarial.logits,
-            call.labels,
-            problem_type=getattr(call.config, "problem_type", None),
-            labels_are_shifted=self._labels_are_shifted(call),
-            num_items=clean.loss_divisor,
-        )
+        self.loss_divisor = self.loss_fn.divisor if isinstance(self.loss_fn, TaskLoss) else clean.loss_divisor
+        consistency = self._consistency(clean.result, adversarial, passes)
         self.last_losses = {
-            "task": clean.loss.detach(),
+            "task": clean.result.loss.detach(),
             "adversarial": adversarial.loss.detach(),
             "consistency": consistency.detach(),
         }
-        objective = (
-            self.clean_weight * clean.loss
-            + self.adversarial_weight * adversarial.loss
-            + self.consistency_weight * consistency
+        objective = self.clean_weight * clean.result.loss + self.adversarial_weight * adversarial.loss
+        if self.consistency_weight:
+            objective = objective + self.consistency_weight * consistency
+        return with_loss(clean.result.output, objective, loss_is_new=self.loss_fn is not None)
+
+    def _perturbed(self, clean: CleanPass, passes: ForwardPasses) -> Tensor:
+        embeddings, gradient = clean.result.forward_pass.output, clean.gradient
+        rows = find_tokens(
+            passes.inner_arguments("attention_mask", clean.result),
+            passes.looked_up(clean.result),
+            passes.inner_arguments("past_key_values", clean.result),
+            shape=gradient.shape,
+            tokens_first=self._hook.target.tokens_first and not passes.answers_inputs_embeds,
         )
-        return with_loss(clean.output, objective, loss_is_new=self.loss_fn is not None)
-
-    def _labels_are_shifted(self, call: ModelCall) -> bool:
-        return self.loss_fn is None and call.labels_are_shifted
-
-    def _run(self, forward_pass: ForwardPass, call: ModelCall) -> _Result:
-        kwargs = call.kwargs
-        with self._hook.running(forward_pass):
-            if self._answers_inputs_embeds(call):
-                kwargs = {**kwargs, "inputs_embeds": forward_pass.answer(kwargs["inputs_embeds"], "inputs_embeds")}
-            output = call.model(*call.args, **kwargs)
-        loss, logits = loss_and_logits(output, call.labels, self.loss_fn)
-        return _Result(forward_pass, output, loss, logits)
-
-    def _answers_inputs_embeds(self, call: ModelCall) -> bool:
-        """Does ``inputs_embeds`` stand in for the table that is to be perturbed?"""
-        return self._hook.target.is_table and isinstance(call.kwargs.get("inputs_embeds"), Tensor)
-
-    def _exact_clean_pass(self, call: ModelCall) -> _Result:
-        """A pass whose graph serves the update as well."""
-        clean = self._run(ForwardPass(), call)
-        started = clean
-        if self.start_noise:
-            started = self._run(ForwardPass(clean.embeddings, self._noise_like(clean.embeddings)), call)
-        self._differentiate(started, call, [])
-        clean.gradient, clean.loss_divisor = started.gradient, started.loss_divisor
-        return clean
-
-    def _fast_clean_pass(self, call: ModelCall) -> _Result:
-        """A pass whose graph is gone, all its gradients held by the loss."""
-        parameters = parameters_to_hold(call.model)
-        call_on_leaves, inputs, leaves = call.on_leaves()
-        clean = self._run(ForwardPass(), call_on_leaves)
-        scale = self._loss_scale.like(clean.loss)
-        held = self._differentiate(clean, call, [*parameters, *leaves])
-        clean.loss = replay(clean.loss, [*parameters, *inputs], held, scale)
-        if overflows_early(call.model, clean.loss.device):
-            self._loss_scale.lower_after_overflow(held)
-        clean.logits = clean.logits.detach()
-        # Lest the graph be entered by way of the output, as DistributedDataParallel would do.
-        clean.output = tree_map_only(Tensor, Tensor.detach, clean.output)
-        return clean
-
-    def _differentiate(self, result: _Result, call: ModelCall, held: list[Tensor]) -> list[Tensor | None]:
-        """Find gradient and divisor of the task loss; return its gradients with respect to what is to be held."""
-        watched = [result.forward_pass.addend, *([] if call.num_items is None else [call.num_items])]
-        gradients = differentiate(
-            result.loss,
-            [*watched, *held],
-            self._loss_scale.like(result.loss),
-            retain_graph=self.gradient == "exact",
-        )
-        if gradients[0] is None:
-            raise RuntimeError(
-                f"the task loss does not depend on the embedding {self.embedding_name!r}, or only through a reentrant "
-                "checkpoint; pass embedding=, a module that it depends on, or use_reentrant=False"
+        if rows.misfit:
+            self._say_once(
+                "mask",
+                f"attention_mask of shape {rows.misfit} does not fit the embedding output of {self.embedding_name!r}, "
+                f"{tuple(gradient.shape)}: all its rows are perturbed, also what may be padding; pass embedding=, a "
+                "module that returns a row per token",
             )
-        result.gradient = gradients[0]
-        if call.num_items is not None and gradients[1] is not None:
-            result.loss_divisor = call.num_items.detach()
-        return gradients[len(watched) :]
-
-    def _noise_like(self, embeddings: Tensor) -> Tensor:
-        """A leaf of uniform noise, drawn from a generator of its own."""
-        if self._noise_generator is None or self._noise_generator.device != embeddings.device:
-            self._noise_generator = torch.Generator(embeddings.device).manual_seed(0)
-        noise = torch.rand(
-            embeddings.shape,
-            generator=self._noise_generator,
-            device=embeddings.device,
-            dtype=torch.promote_types(embeddings.dtype, torch.float32),
-        )
-        return noise.mul_(self.start_noise).requires_grad_()
-
-    def _perturbed(self, embeddings: Tensor, gradient: Tensor, call: ModelCall) -> Tensor:
-        tokens_first = self._hook.target.tokens_first and not self._answers_inputs_embeds(call)
-        attention_mask, tokens = call.argument("attention_mask"), None
-        # Embeddings of two dimensions have no padding: those of all tokens of the batch in a row.
-        if isinstance(attention_mask, Tensor) and attention_mask.ndim in (2, 3) and gradient.ndim > 2:
-            tokens, tokens_first = token_mask(attention_mask.to(gradient.device), gradient.shape, tokens_first)
         perturbed, nonfinite_samples = perturbed_embedding(
-            embeddings, gradient, self.step_size, self.norm, tokens=tokens, sample_dim=1 if tokens_first else 0
+            embeddings,
+            gradient,
+            self.step_size,
+            self.norm,
+            scale=self.scale,
+            tokens=None if rows.tokens is None else rows.tokens.to(gradient.device),
+            sample_dim=1 if rows.tokens_first else 0,
         )
         self._nonfinite_samples = self._nonfinite_samples + nonfinite_samples
+        if self._measurements:
+            self._say_if_the_step_is_long(relative_length(perturbed, embeddings))
         return perturbed
 
+    def _consistency(self, clean: PassResult, adversarial: PassResult, passes: ForwardPasses) -> Tensor:
+        """The sum over all predictions; 0 if none is there and none is needed."""
+        call = passes.call
+        is_shifted = self.loss_fn is None or getattr(self.loss_fn, "labels_are_shifted", False)
+        parts = []
+        for first, second in comparable(
+            clean.predictions, adversarial.predictions, clean.output, needed=self.consistency_weight > 0
+        ):
+            labels = passes.inner_arguments("labels", clean) if self.loss_fn is None else [call.labels]
+            found = find_labels(labels, first.shape)
+            if found.misfit:
+                self._say_once(
+                    "labels",
+                    f"labels of shape {found.misfit} do not fit predictions of shape {tuple(first.shape)}: the "
+                    "consistency loss is averaged over all of them; pass logits_fn= that returns one per label",
+                )
+            parts.append(
+                consistency_loss(
+                    first,
+                    second,
+                    found.labels,
+                    problem_type=getattr(call.config, "problem_type", None),
+                    labels_are_shifted=is_shifted and call.labels_are_shifted,
+                    num_items=self.loss_divisor,
+                )
+            )
+        return reduce(add, parts) if parts else torch.zeros_like(clean.loss.detach())
 
-@dataclass
-class _Result:
-    """What a forward pass gave.
+    def _say_if_the_step_is_long(self, share: float) -> None:
+        self._measurements = 0 if share else self._measurements - 1
+        if share > _LONG_STEP:
+            name, cure = self.embedding_name, self.step_size * _USUAL_STEP / share
+            absolute = f"step_size={cure:.2g}, or " if self.scale == "absolute" else ""
+            self._say_once(
+                "step",
+                f"step_size={self.step_size!r} moves the embeddings of {name!r} by {share:.0%} of their length, where "
+                f'0.1 is 3% of a BERT embedding. Set {absolute}step_size={_USUAL_STEP} with scale="relative"',
+            )
 
-    Attributes:
-        gradient: of the task loss, times a constant, with respect to the embeddings; empty until it is differentiated.
-        loss_divisor: what the task loss has been divided by; None: by how many items it is the mean of.
-    """
-
-    forward_pass: ForwardPass
-    output: Any
-    loss: Tensor
-    logits: Tensor
-    gradient: Tensor = field(default_factory=lambda: torch.empty(0))
-    loss_divisor: Tensor | None = None
-
-    @property
-    def embeddings(self) -> Tensor:
-        return self.forward_pass.output
+    def _say_once(self, what: str, message: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warn(message)

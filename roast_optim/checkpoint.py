@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from .group_checks import NOT_SUPPORTED
 from .kernels.step import SCORE_DTYPES, STATE_TENSORS, DtypeOf, TensorField, state_names
 from .options import GROUP_COUNTERS, OPTIONS_OF_MASKS, RoastOptions, check_group
 from .sharding import local, sharding_of
@@ -36,6 +38,23 @@ def check(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
             if missing and "rank_code" in state:
                 raise ValueError(f"state_dict: group {number} has rank codes but no {missing[0]!r}: it is damaged")
             _check_state(index, state, param, saved)
+
+
+class _Indices(list[Any]):
+    """Indices of parameters; torch's loader asks for each tensor of each parameter whether it is among them."""
+
+    def __init__(self, indices: list[Any]) -> None:
+        super().__init__(indices)
+        self._known = set(indices)
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._known
+
+
+def with_fast_indices(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The same ``state_dict``; loading it does not take the square of the number of parameters."""
+    groups = [{**group, "params": _Indices(group["params"])} for group in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": groups}
 
 
 def _checked_parts(state_dict: dict[str, Any]) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
@@ -74,6 +93,8 @@ def _check_state(index: int, state: dict[str, Any], param: Tensor, saved_group: 
         value = state.get(key)
         if not isinstance(value, Tensor):
             raise ValueError(f"state_dict: parameter {index} lacks {key}, or it is not a tensor")
+        if is_lazy(param):  # its shape is not known yet: the first step looks at it
+            continue
         if value.shape != param.shape:
             raise ValueError(
                 f"state_dict: {key} of parameter {index} has shape {tuple(value.shape)}, the parameter has "
@@ -147,13 +168,16 @@ def reattach(
         for key, default in {**defaults, **GROUP_COUNTERS}.items():
             if key != "differentiable":  # no option of ours; the base class adds it to the defaults when it loads
                 group.setdefault(key, default if key in GROUP_COUNTERS else own.get(key, default))
+        for key in NOT_SUPPORTED:  # of AdamW, without an effect here
+            group.pop(key, None)
         for param, index in zip(group["params"], saved["params"], strict=True):
             state = states.get(param)
             if not state:
                 continue
             _undo_casts(state, state_dict["state"][index], param, capturable=group["capturable"])
             lacking += [name for name in state_names(group) if name not in state and name not in lacking]
-            make_state(state, group, param, options)
+            if not is_lazy(param):  # otherwise before its first step
+                make_state(state, group, param, options, index)
     if "rank_code" in lacking:
         warn(
             "the state_dict was saved by an optimizer without selection (AdamW): its moments are taken, importance "

@@ -7,6 +7,7 @@ passes over the scores and a histogram of 512 KB replace a sort, and the histogr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,13 +47,22 @@ def rank_code_table(histogram: Tensor) -> Tensor:
     return codes.clamp_(max=RANK_CODES - 1).to(torch.uint8)
 
 
-def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup | None, device: torch.device) -> bool:
+def refresh_rank_codes(
+    parts: list[RankedTensors],
+    process_group: ProcessGroup | None,
+    device: torch.device,
+    count: Callable[[bool], None],
+) -> bool:
     """Rank all elements of all parts and processes together, write their rank codes, reset their importance to zero.
+
+    Until the first rank code is written an interruption leaves everything as it was; after that, what is left is
+    finished before the exception goes on: a score that is zero already would be ranked lowest another time.
 
     Args:
         parts: the same number, with the same groups, in every process.
         process_group: processes that hold different parameters (pipeline stages), or None.
         device: on which a process without parts takes part in what the others send.
+        count: told that the refresh is done, and whether anything was ranked.
 
     Returns:
         False if every score lies in the lowest bin: nothing was accumulated, and the rank codes are not changed.
@@ -70,10 +80,24 @@ def refresh_rank_codes(parts: list[RankedTensors], process_group: ProcessGroup |
     if int(total[0]) == int(total.sum()):
         for part in parts:
             torch._foreach_zero_(part.importances)
+        count(False)
         return False
     table = rank_code_table(total)
-    for part in parts:
-        part.backend.assign_rank_codes_(part.importances, part.rank_codes, table.to(part.device))
+    tables = [table.to(part.device) for part in parts]
+    left = list(zip(parts, tables, strict=True))
+    try:
+        while left:
+            part, own_table = left[0]
+            part.backend.assign_rank_codes_(part.importances, part.rank_codes, own_table)
+            left.pop(0)
+        count(True)
+    except BaseException:
+        for number, (part, own_table) in enumerate(left):
+            # A backend finishes what it has begun, so that scores are left only of a part that it had not.
+            if number > 0 or any(bool(score.any()) for score in part.importances):
+                part.backend.assign_rank_codes_(part.importances, part.rank_codes, own_table)
+        count(True)
+        raise
     return True
 
 

@@ -118,12 +118,12 @@ def consistency_loss(
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         return symmetric_kl(logits_p, logits_q, num_items=num_items)
     rows = logits_p.shape[:-1]
+    if labels.numel() != rows.numel() and labels.ndim != len(rows):  # one label for several distributions
+        return symmetric_kl(logits_p, logits_q, num_items=num_items)
+    if labels_are_shifted and labels.ndim > 0:
+        labels = F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL)
     if labels.numel() == rows.numel():
         labels = labels.reshape(rows)
-    elif labels.ndim != len(rows):  # one label for several distributions
-        return symmetric_kl(logits_p, logits_q, num_items=num_items)
-    if labels_are_shifted:
-        labels = F.pad(labels[..., 1:], (0, 1), value=IGNORED_LABEL)
     return symmetric_kl(logits_p, logits_q, labels, num_items=num_items)
 
 

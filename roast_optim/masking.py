@@ -6,13 +6,15 @@ is stored anywhere: a draw is recomputed from seed, parameter, element and draw 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .kernels.reference import chunks, draw_words, kept
+from .kernels.capture import capturing
+from .kernels.reference import chunks, draw_words, kept, philox4x32
 from .kernels.step import RANK_CODES, Position
 
 _WORDS = 2**32
@@ -52,7 +54,18 @@ def rescaling_factors(alpha: float, beta: float) -> Tensor:
 
 @lru_cache(maxsize=256)
 def selection_tables(alpha: float, beta: float, rescale: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Thresholds and rescaling factors on ``device``, made once; without rescaling the factors are one."""
+    """Thresholds and rescaling factors on ``device``, made once; without rescaling the factors are one.
+
+    The copies have arrived when this returns, so that every stream can read them.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, to which nothing can be copied from the host.
+    """
+    if device.type == "cuda" and capturing():
+        raise RuntimeError(
+            f"RoastAdamW: alpha={alpha} and beta={beta} are new on {device}, and a CUDA graph that is being captured "
+            "cannot wait for their tables: take one step with them before the capture"
+        )
     thresholds = keep_thresholds(alpha, beta)
     factors = rescaling_factors(alpha, beta) if rescale else torch.ones(RANK_CODES, device="cpu")
     return thresholds.to(device), factors.to(device)
@@ -85,3 +98,39 @@ def keep_mask(
         words = draw_words(position, start, codes.numel(), seed=seed, draw_number=draw_number, device=rank_codes.device)
         out.copy_(kept(codes, words, thresholds))
     return mask
+
+
+def keep_mask_of_many(
+    rank_codes: Tensor,
+    counts: list[int],
+    draw_numbers: list[int],
+    positions: list[Position],
+    *,
+    alpha: float,
+    beta: float,
+    seed: int,
+) -> Tensor:
+    """The masks of :func:`keep_mask` of many small parameters in one pass: bool, shaped like ``rank_codes``.
+
+    Args:
+        rank_codes: uint8 ``[sum of counts]``, of one parameter after the other.
+        counts, draw_numbers, positions: of each parameter.
+        alpha, beta, seed: options of the parameters' group.
+    """
+    device = rank_codes.device
+    repeats = torch.tensor(counts, device=device)
+
+    def of_elements(numbers: Iterable[int]) -> Tensor:
+        return torch.tensor([*numbers], dtype=torch.int64, device=device).repeat_interleave(repeats)
+
+    index = torch.arange(rank_codes.numel(), device=device) - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
+    first, inner, stride = (
+        of_elements(getattr(position, name) for position in positions)
+        for name in ("first_index", "inner_length", "outer_stride")
+    )
+    elements = first + index.div(inner, rounding_mode="floor") * stride + index % inner
+    blocks = elements >> 2
+    ids = of_elements(position.parameter_id for position in positions)
+    counter = (blocks & (_WORDS - 1), blocks >> 32, ids, of_elements(draw_numbers))
+    words = torch.stack([torch.as_tensor(word) for word in philox4x32(counter, (seed & (_WORDS - 1), seed >> 32))])
+    return kept(rank_codes, words.gather(0, (elements & 3).unsqueeze(0))[0], keep_thresholds(alpha, beta).to(device))

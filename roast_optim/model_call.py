@@ -1,29 +1,18 @@
-"""What a model is called with, and the loss and the logits in what it returns."""
+"""What a model is called with, for every pass anew."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .embedding_block import unwrapped
+from .model_wrappers import unwrapped
 
-
-class AdversarialOutput(NamedTuple):
-    """What :class:`.AdversarialEmbedding` returns in training mode where the model returns a plain tensor.
-
-    Attributes:
-        loss: the whole objective, a scalar.
-        logits: the model's output in the clean pass.
-    """
-
-    loss: Tensor
-    logits: Tensor
+_DEEPEST_TENSOR = 4  # as a cache of keys and values holds them: object, list of layers, layer, tensor
 
 
 class ModelCall:
@@ -57,76 +46,109 @@ class ModelCall:
 
     @property
     def labels_are_shifted(self) -> bool:
-        """Does the prediction at a token belong to the label of the next one, as in a decoder-only language model?"""
-        can_generate = getattr(unwrapped(self.model), "can_generate", None)
-        return can_generate is not None and can_generate() and not getattr(self.config, "is_encoder_decoder", False)
+        """Does the prediction at a token belong to the label of the next one?"""
+        return predicts_next_label(unwrapped(self.model))
 
     def argument(self, name: str) -> Any:
         """The argument of that name, by keyword or by position; None if it is absent."""
-        if name in self.kwargs:
-            return self.kwargs[name]
-        parameters = inspect.signature(unwrapped(self.model).forward).parameters
-        return dict(zip(parameters, self.args, strict=False)).get(name)
+        return argument_of(unwrapped(self.model), self.args, self.kwargs, name)
+
+    def for_one_pass(self) -> ModelCall:
+        """The call with containers and tensors of its own, so that a model that changes them changes no other pass."""
+        return self._with_tensors(Tensor.clone)
 
     def on_leaves(self) -> tuple[ModelCall, list[Tensor], list[Tensor]]:
         """The call cut off from the graph of its inputs; the inputs that require a gradient; the leaves for them."""
-        values, structure = tree_flatten((self.args, self.kwargs))
         inputs: list[Tensor] = []
         leaves: list[Tensor] = []
-        for index, value in enumerate(values):
-            if isinstance(value, Tensor) and value.requires_grad and value is not self.num_items:
-                values[index] = value.detach().requires_grad_()
-                inputs.append(value)
-                leaves.append(values[index])
+
+        def cut_off(value: Tensor) -> Tensor:
+            if not value.requires_grad:
+                return value
+            inputs.append(value)
+            leaves.append(value.detach().requires_grad_())
+            return leaves[-1]
+
+        return self._with_tensors(cut_off), inputs, leaves
+
+    def _with_tensors(self, replace: Callable[[Tensor], Tensor]) -> ModelCall:
+        replaced: dict[int, tuple[Any, Any]] = {id(self.num_items): (self.num_items, self.num_items)}
         call = copy.copy(self)
-        call.args, call.kwargs = tree_unflatten(values, structure)
-        return call, inputs, leaves
+        # Together: a tensor that is given twice, as labels too, stays one.
+        call.args, call.kwargs, call.labels = (
+            with_tensors(value, replace, replaced) for value in (self.args, self.kwargs, self.labels)
+        )
+        return call
 
 
-def loss_and_logits(output: Any, labels: Any, loss_fn: Callable[[Any, Any], Tensor] | None) -> tuple[Tensor, Tensor]:
-    """What the model returned as loss, or ``loss_fn`` makes of it, and the logits.
+def predicts_next_label(model: nn.Module) -> bool:
+    """Is it a decoder-only language model of transformers?"""
+    can_generate = getattr(model, "can_generate", None)
+    is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return can_generate is not None and can_generate() and not is_encoder_decoder
 
-    In a tuple the logits come after the loss, or first if ``loss_fn`` is to compute the loss.
 
-    Raises:
-        ValueError: there is no scalar loss, or there are no logits.
+def argument_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    """The argument of that name, by keyword or by position, of a call of ``module``; None if it is absent."""
+    if name in kwargs:
+        return kwargs[name]
+    parameters = inspect.signature(module.forward).parameters
+    return dict(zip(parameters, args, strict=False)).get(name)
+
+
+def with_tensors(value: Any, replace: Callable[[Tensor], Tensor], replaced: dict[int, tuple[Any, Any]]) -> Any:
+    """``value`` with what ``replace`` makes of its tensors, in containers of its own.
+
+    Args:
+        value: tensors in tuples, lists, dicts, mappings and plain objects, as deep as they are nested. An object that
+            holds no tensor is not copied; one with a method ``clone`` is cloned instead, if it holds tensors.
+        replace: what becomes of each tensor.
+        replaced: what has been replaced already, by its id, with the original, which must outlive it.
     """
-    if loss_fn is not None:
-        loss = loss_fn(output, labels)
-        logits = output if isinstance(output, Tensor) else _item(output, 0, "logits")
-    elif isinstance(output, Tensor):
-        raise ValueError("loss_fn=None: the model returns a plain tensor; pass loss_fn=, a function of it and labels")
-    else:
-        loss, logits = _item(output, 0, "loss"), _item(output, 1, "logits")
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        missing = "labels=None: " if labels is None else ""
-        raise ValueError(
-            f"{missing}the loss in training mode is {found}, not a scalar tensor; pass labels= that the model computes "
-            "its loss from, or loss_fn= to compute it"
-        )
-    if not isinstance(logits, Tensor):
-        raise ValueError(
-            f"the model's output, {type(output).__name__}, has no logits for the consistency loss; it must be a "
-            "tensor, a tuple (loss, logits, ...), or have .logits"
-        )
-    return loss, logits
+    if id(value) in replaced:
+        return replaced[id(value)][1]
+
+    def remember(result: Any) -> Any:
+        replaced[id(value)] = value, result
+        return result
+
+    if isinstance(value, Tensor):
+        return remember(replace(value))
+    if isinstance(value, tuple):
+        items = [with_tensors(item, replace, replaced) for item in value]
+        if all(item is original for item, original in zip(items, value, strict=True)):
+            return value
+        return remember(type(value)(*items) if hasattr(value, "_fields") else type(value)(items))
+    # Remembered before what they hold, which may be themselves.
+    if isinstance(value, list):
+        result = remember(copy.copy(value))
+        result[:] = [with_tensors(item, replace, replaced) for item in value]
+        return result
+    if isinstance(value, MutableMapping):
+        result = remember(copy.copy(value))
+        for key, item in value.items():
+            result[key] = with_tensors(item, replace, replaced)
+        return result
+    # A cache of keys and values may still be empty.
+    changes = hasattr(value, "get_seq_length") or _holds_tensor(value, _DEEPEST_TENSOR)
+    if not _is_plain_object(value) or not changes:
+        return value
+    if callable(getattr(value, "clone", None)):
+        return remember(value.clone())
+    result = remember(copy.copy(value))
+    vars(result).update({key: with_tensors(item, replace, replaced) for key, item in vars(value).items()})
+    return result
 
 
-def with_loss(output: Any, loss: Tensor, *, loss_is_new: bool) -> Any:
-    """The output with ``loss`` as its loss: in the place of the one that it has, unless ``loss_is_new``."""
-    if isinstance(output, Tensor):
-        return AdversarialOutput(loss, output)
-    if isinstance(output, tuple):
-        return (loss, *(output if loss_is_new else output[1:]))
-    if isinstance(output, Mapping):
-        output["loss"] = loss  # type: ignore[index]
-    else:
-        output.loss = loss
-    return output
+def _is_plain_object(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not callable(value)
 
 
-def _item(output: Any, index: int, name: str) -> Any:
-    if isinstance(output, tuple):
-        return output[index] if index < len(output) else None
-    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+def _holds_tensor(value: Any, depth: int) -> bool:
+    if isinstance(value, Tensor) or depth == 0:
+        return isinstance(value, Tensor)
+    if isinstance(value, (list, tuple)):
+        return any(_holds_tensor(item, depth - 1) for item in value)
+    if isinstance(value, MutableMapping):
+        return any(_holds_tensor(item, depth - 1) for item in value.values())
+    return _is_plain_object(value) and any(_holds_tensor(item, depth - 1) for item in vars(value).values())

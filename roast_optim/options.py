@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, TypeVar
@@ -15,6 +15,11 @@ from .kernels.step import SCORE_DTYPES
 
 # What a group counts; in every state_dict.
 GROUP_COUNTERS = {"refreshes": 0, "steps_since_refresh": 0}
+
+# refresh_every="auto": the first ranks come after so many steps, the next each after twice as many steps in all, until
+# the longest interval, which then stays.
+FIRST_INTERVAL = 32
+LONGEST_INTERVAL = 1024
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what would be
 _Class = TypeVar("_Class", bound=type)
@@ -70,7 +75,29 @@ _COUNT: Check = (lambda value: _is_integer(value, 1), "an integer, at least 1")
 
 
 def _one_of(*values: str) -> Check:
-    return (lambda value: value in values, f"one of {values}")
+    return (lambda value: isinstance(value, str) and value in values, f"one of {values}")
+
+
+class _NotSaid(int):
+    """A switch that nobody has set: equal to True or False, and told from both by its class."""
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+
+# The default of ``selective`` in the constructor, which thereby knows whether anybody has spoken of it.
+NOT_SAID_TO_BE_SELECTIVE: Any = _NotSaid(True)
+
+
+def is_said(switch: object) -> bool:
+    """Whether somebody has set a switch."""
+    return not isinstance(switch, _NotSaid)
+
+
+def as_dtype(value: object) -> object:
+    """The torch dtype of that name, such as "float32"; anything else as it is."""
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
+    return dtype if isinstance(dtype, torch.dtype) else value
 
 
 OPTIONS: dict[str, Option] = {
@@ -126,10 +153,16 @@ OPTIONS: dict[str, Option] = {
         of_group=True,
     ),
     "refresh_every": Option(
-        None,
-        "number of steps (optimizer steps, not micro-batches) after which the ranks are computed anew, usually one "
-        "epoch; None: only when refresh() is called.",
-        ((lambda every: every is None or _is_integer(every, 1), "a number of steps, at least 1, or None"),),
+        "auto",
+        "number of steps (optimizer steps, not micro-batches) after which the ranks are computed anew, or "
+        f'"auto": after {FIRST_INTERVAL} steps, then after {2 * FIRST_INTERVAL}, {4 * FIRST_INTERVAL}, ... up to every '
+        f"{LONGEST_INTERVAL:,}; None: only when refresh() is called. Until the first ranks everything is updated.",
+        (
+            (
+                lambda every: every is None or every == "auto" or _is_integer(every, 1),
+                'a number of steps, at least 1, "auto" or None',
+            ),
+        ),
     ),
     "mask_schedule": Option(
         "step",
@@ -146,10 +179,12 @@ OPTIONS: dict[str, Option] = {
         True,
         "whether a kept gradient is divided by its keep probability, so that its expectation is the gradient. A "
         "rescaled gradient saturates at the range of its dtype.",
+        (_SWITCH,),
     ),
     "selective": Option(
         True,
-        "whether elements are ranked and drawn; False: always updated, no importance, not ranked.",
+        "whether elements are ranked and drawn; False: always updated, no importance, not ranked. Of a module, its "
+        "transformer blocks.",
         (_SWITCH,),
         of_group=True,
         decides_masks=True,
@@ -167,10 +202,10 @@ OPTIONS: dict[str, Option] = {
     ),
     "importance_dtype": Option(
         torch.float32,
-        "dtype of the importance: float32, or bfloat16, which halves its memory. Its sums are then rounded "
-        "stochastically, so that they do not stop growing; ranks differ by less than 0.01 on average. What a "
+        "dtype of the importance, or its name: float32, or bfloat16, which halves its memory. Its sums are then "
+        "rounded stochastically, so that they do not stop growing; ranks differ by less than 0.01 on average. What a "
         "checkpoint holds keeps its dtype.",
-        ((lambda dtype: dtype in SCORE_DTYPES, f"one of {SCORE_DTYPES}"),),
+        ((lambda dtype: dtype in SCORE_DTYPES, f"one of {SCORE_DTYPES}, or the name of one"),),
     ),
     "seed": Option(
         0,
@@ -181,11 +216,11 @@ OPTIONS: dict[str, Option] = {
     ),
     "state_dtype": Option(
         None,
-        "dtype of the moments; None: the parameter's. Arithmetic is in the wider of the two.",
+        "dtype of the moments, or its name; None: the parameter's. Arithmetic is in the wider of the two.",
         (
             (
                 lambda dtype: dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point),
-                "a floating-point dtype, or None for the parameter's",
+                "a floating-point dtype or the name of one, or None for the parameter's",
             ),
         ),
     ),
@@ -207,8 +242,9 @@ OPTIONS: dict[str, Option] = {
     "maximize": Option(False, "maximise the objective instead of minimising it.", (_SWITCH,), of_group=True),
     "capturable": Option(
         False,
-        "keep the step counts on the device, so that a CUDA graph can hold the step. A replayed graph runs no Python: "
-        "call refresh() yourself and leave importance_every at 1.",
+        "keep the step counts on the device, so that a CUDA graph can hold the step, after the first refresh() and one "
+        "step. A replayed graph runs no Python: set refresh_every=None and call refresh() between replays. What a "
+        "graph cannot hold is refused.",
         (_SWITCH,),
         of_group=True,
     ),
@@ -217,6 +253,11 @@ OPTIONS: dict[str, Option] = {
         "processes that hold different parameters of one model as plain tensors (pipeline stages), in the order of the "
         "stages: their elements are ranked together, and their parameters numbered one after the other. DTensor "
         "parameters need none: their mesh says how they are sharded.",
+    ),
+    "shared_ranks": Option(
+        None,
+        "a SharedRanks that several optimizers of one model have in common (one per parameter, say, which step in the "
+        "backward pass): their parameters are numbered one after the other and ranked together. Not saved.",
     ),
 }
 DEFAULTS: dict[str, Any] = {name: option.default for name, option in OPTIONS.items()}
@@ -253,7 +294,7 @@ def documented(cls: _Class) -> _Class:
 class RoastOptions:
     """Options of the whole optimizer, as opposed to those of a parameter group; see :class:`.optimizer.RoastAdamW`."""
 
-    refresh_every: int | None
+    refresh_every: int | str | None
     mask_schedule: str
     selection: str
     rescale: bool
@@ -270,17 +311,25 @@ class RoastOptions:
         Raises:
             ValueError: one is out of range.
         """
-        return cls(**{each.name: options[each.name] for each in fields(cls)})
+        own = {each.name: options[each.name] for each in fields(cls)}
+        return cls(**{**own, **{name: as_dtype(own[name]) for name in ("importance_dtype", "state_dtype")}})
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            _check(each.name, getattr(self, each.name))
-        if self.refresh_every is not None and self.importance_every > self.refresh_every:
-            raise _out_of_range(
+            check_option(each.name, getattr(self, each.name))
+        if self.refresh_every is not None and self.importance_every > self.interval(0):
+            raise out_of_range(
                 "importance_every",
                 self.importance_every,
-                f"at most refresh_every ({self.refresh_every}), or no refresh would find any importance",
+                f"at most refresh_every ({self.refresh_every}: {self.interval(0)} steps), or no refresh would find any "
+                "importance",
             )
+
+    def interval(self, refreshes: int) -> int:
+        """Number of steps between a refresh, the ``refreshes``-th, and the next; 0 if none comes by itself."""
+        if self.refresh_every == "auto":
+            return min(FIRST_INTERVAL << min(max(refreshes - 1, 0), 32), LONGEST_INTERVAL)
+        return int(self.refresh_every or 0)
 
 
 def group_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -291,23 +340,25 @@ def group_options(options: dict[str, Any]) -> dict[str, Any]:
     """
     group = {**{name: options[name] for name in GROUP_OPTIONS}, **GROUP_COUNTERS}
     check_group(group)
-    return group
+    return {**group, "selective": bool(group["selective"])}
 
 
-def check_group(group: dict[str, Any]) -> None:
+def check_group(group: Mapping[str, Any]) -> None:
     """Raise ValueError for a group option out of range, naming it, its value and what would be right."""
     for name in GROUP_OPTIONS:
-        _check(name, group[name])
+        check_option(name, group[name])
     for name in GROUP_COUNTERS:
         if not _is_integer(group[name], 0, 2**32):
-            raise _out_of_range(name, group[name], "an integer in [0, 2**32)")
+            raise out_of_range(name, group[name], "an integer in [0, 2**32)")
 
 
-def _check(name: str, value: object) -> None:
+def check_option(name: str, value: object) -> None:
+    """Raise ValueError for a value out of range, naming the option, the value and what would be right."""
     for is_right, right in OPTIONS[name].checks:
         if not is_right(value):
-            raise _out_of_range(name, value, right)
+            raise out_of_range(name, value, right)
 
 
-def _out_of_range(name: str, value: object, right: str) -> ValueError:
+def out_of_range(name: str, value: object, right: str) -> ValueError:
+    """The error for an option whose value is not right."""
     return ValueError(f"RoastAdamW: invalid {name}={value!r}; it must be {right}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 # A block of another stack (a decoder's beside an encoder's) is about as large as a block of the largest one; members
 # of other lists, such as the heads of several tasks, are far smaller.
@@ -38,9 +39,19 @@ def selective_param_groups(
         before calling, and build the groups again after unfreezing.
 
     Raises:
+        TypeError: ``model`` is no module.
         ValueError: ``weight_decay`` is negative or not finite; the model has no transformer blocks, or none that is
             trainable; a pattern of ``always_update`` matches no parameter.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is of type {type(model).__name__}, not a torch.nn.Module: pass the model itself, not its parameters"
+        )
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError(
+            f"model={type(model).__name__} has lazy parameters without a shape, so that its blocks cannot be compared: "
+            "run a batch through it first"
+        )
     if not 0.0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay={weight_decay!r} is not a number from 0 up")
     patterns = _compile(always_update)
@@ -48,7 +59,8 @@ def selective_param_groups(
     if not blocks:
         raise ValueError(
             f"model={type(model).__name__} has no transformer blocks: no nn.ModuleList or nn.Sequential of like "
-            'modules with parameters; write the groups yourself, as dicts with "params" and "selective"'
+            'modules with parameters; write the groups yourself, as dicts with "params" and "selective", or '
+            "RoastAdamW(model, selective=False)"
         )
     inside = {module for block in blocks for module in block.modules()}
     outside_parameters = {
@@ -84,6 +96,32 @@ def selective_param_groups(
         for key in ((True, True), (True, False), (False, True), (False, False))
         if key in groups
     ]
+
+
+def always_updated_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for :class:`.RoastAdamW` without selection, with which it is AdamW.
+
+    Args:
+        model: any module, with transformer blocks or without.
+        weight_decay: of everything that is neither bias nor normalisation weight, as in :func:`selective_param_groups`.
+
+    Returns:
+        Up to two groups: dicts of ``params`` (those that are trainable), ``weight_decay`` and ``selective`` (False).
+    """
+    unpenalised = _without_weight_decay(model)
+    groups = (
+        {
+            "params": [
+                parameter
+                for parameter in model.parameters()
+                if parameter.requires_grad and (parameter not in unpenalised) == decays
+            ],
+            "weight_decay": weight_decay if decays else 0.0,
+            "selective": False,
+        }
+        for decays in (True, False)
+    )
+    return [group for group in groups if group["params"]]
 
 
 def transformer_blocks(model: nn.Module) -> list[list[nn.Module]]:

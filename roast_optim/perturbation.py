@@ -8,6 +8,7 @@ from torch import Tensor
 from .backends import fused_kernels
 
 NORMS = ("linf", "sign", "l2")
+SCALES = ("absolute", "relative")
 
 
 def perturbed_embedding(
@@ -16,30 +17,44 @@ def perturbed_embedding(
     step_size: float,
     norm: str,
     *,
+    scale: str = "absolute",
     tokens: Tensor | None = None,
     sample_dim: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The embedding plus its :func:`perturbation`, rounded once to the embedding's dtype, by a fused kernel on GPUs.
+    """The embedding plus its :func:`perturbation`, rounded once to the embedding's dtype.
+
+    On GPUs a fused kernel computes it, unless the scale is relative.
 
     Args:
         embedding: of the gradient's shape, without a gradient.
         gradient, step_size, norm, tokens, sample_dim: as in :func:`perturbation`.
+        scale: "absolute": ``step_size`` is in units of the embeddings. "relative": it is the share of each token's own
+            embedding length that the perturbation has, both in the l2 norm.
 
     Returns:
         The sum, and the number of samples whose gradient is not finite: a scalar, int64.
     """
-    kernels = fused_kernels(embedding, gradient) if gradient.ndim == 3 else None
+    lengths = row_lengths(embedding) if scale == "relative" else None
+    kernels = fused_kernels(embedding, gradient) if gradient.ndim == 3 and lengths is None else None
     if kernels is not None:
         perturbed, nonfinite_samples = kernels.perturbed_embedding(
             embedding, gradient, step_size, norm, tokens=tokens, sample_dim=sample_dim
         )
         return perturbed, nonfinite_samples
-    step, nonfinite_samples = perturbation(gradient, step_size, norm, tokens=tokens, sample_dim=sample_dim)
+    step, nonfinite_samples = perturbation(
+        gradient, step_size, norm, lengths=lengths, tokens=tokens, sample_dim=sample_dim
+    )
     return (embedding + step).to(embedding.dtype), nonfinite_samples
 
 
 def perturbation(
-    gradient: Tensor, step_size: float, norm: str, *, tokens: Tensor | None = None, sample_dim: int = 0
+    gradient: Tensor,
+    step_size: float,
+    norm: str,
+    *,
+    lengths: Tensor | None = None,
+    tokens: Tensor | None = None,
+    sample_dim: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """A step of length ``step_size`` along the gradient, token by token (section 3.1 of arXiv 2312.04032).
 
@@ -47,6 +62,8 @@ def perturbation(
         gradient: ``[..., hidden]``, a row per token. Its scale does not matter.
         step_size: length of the step of each token in ``norm``; in units of the embeddings.
         norm: "linf": ``d / max|d|``; "sign": ``sign(d)``; "l2": ``d / ||d||``. Zero where the gradient is.
+        lengths: ``[..., 1]``; if given, the l2 length of each token's step is ``step_size`` times its length, and
+            ``norm`` gives the step its direction only.
         tokens: boolean ``[...]``: which tokens to perturb; None: all.
         sample_dim: the dimension along which the samples of the batch lie.
 
@@ -66,31 +83,45 @@ def perturbation(
     direction = torch.where(moved, gradient / peak.where(moved, 1.0), 0.0)
     if norm == "sign":
         direction = direction.sign()
-    elif norm == "l2":
+    if norm == "l2" or lengths is not None:
         direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1.0)
+    if lengths is not None:
+        direction = (direction * lengths).to(gradient.dtype)
     return step_size * direction, finite.logical_not().sum()
 
 
-def token_mask(attention_mask: Tensor, shape: torch.Size, tokens_first: bool) -> tuple[Tensor, bool]:
-    """Which rows of an embedding output are tokens and not padding.
+def row_lengths(embedding: Tensor) -> Tensor:
+    """The l2 length of each token's embedding, ``[..., 1]``; float32, or float64 if the embedding is."""
+    dtype = torch.promote_types(embedding.dtype, torch.float32)
+    lengths: Tensor = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True, dtype=dtype)
+    return lengths
 
-    Args:
-        attention_mask: ``[batch, tokens]``, 0 for padding. The leading dimensions of several sequences per sample
-            (``[batch, choices, tokens]``) are flattened, as models do.
-        shape: of the embedding output, ``[batch, tokens, hidden]`` or ``[tokens, batch, hidden]``.
-        tokens_first: which of the two, where the mask leaves it open.
 
-    Returns:
-        A boolean mask of shape ``shape[:2]``, and whether tokens come first.
+def relative_length(perturbed: Tensor, embedding: Tensor) -> float:
+    """How long the perturbation is, as a share of the embeddings of the tokens that are perturbed; 0 if none is.
 
-    Raises:
-        ValueError: the mask fits neither.
+    The root of the mean square of one over that of the other. Waits for the device.
     """
-    mask = attention_mask.reshape(-1, attention_mask.shape[-1]) != 0
-    layouts = [layout for layout in (tokens_first, not tokens_first) if (mask.T if layout else mask).shape == shape[:2]]
-    if not layouts:
-        raise ValueError(
-            f"attention_mask of shape {tuple(attention_mask.shape)} does not fit an embedding output of shape "
-            f"{tuple(shape)}; pass one of shape [batch, tokens], 0 for padding"
+    steps, lengths = row_lengths(perturbed.float() - embedding.float()), row_lengths(embedding)
+    total = lengths.where(steps > 0, 0.0).square().sum()
+    share = (steps.square().sum() / total).sqrt()
+    return float(torch.where(total > 0, share, 0.0))
+
+
+class StartNoise:
+    """Uniform noise from a generator of its own, which starts with seed 0."""
+
+    def __init__(self) -> None:
+        self._generator: torch.Generator | None = None
+
+    def like(self, embedding: Tensor, amplitude: float) -> Tensor:
+        """A leaf of numbers in [0, amplitude), of the embedding's shape; float32, or float64 if the embedding is."""
+        if self._generator is None or self._generator.device != embedding.device:
+            self._generator = torch.Generator(embedding.device).manual_seed(0)
+        noise = torch.rand(
+            embedding.shape,
+            generator=self._generator,
+            device=embedding.device,
+            dtype=torch.promote_types(embedding.dtype, torch.float32),
         )
-    return (mask.T if layouts[0] else mask), layouts[0]
+        return noise.mul_(amplitude).requires_grad_()

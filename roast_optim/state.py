@@ -14,11 +14,33 @@ from .sharding import local, spread_like
 State = dict[str, Any]
 
 
-def make_state(state: State, group: GroupOptions, param: Tensor, options: RoastOptions) -> None:
-    """Make what the ``state`` of a parameter lacks, given all options; the rest is left as it is."""
-    for name in state_names(group):
+def make_state(state: State, group: GroupOptions, param: Tensor, options: RoastOptions, parameter_id: int) -> list[str]:
+    """Make what the ``state`` of a parameter lacks, given all options; the rest is left as it is.
+
+    A state that has less than AdamW's is not completed: moments that somebody lost are not zero. Importance, rank codes
+    and the like begin anew where the parameter has another shape than they.
+
+    Returns:
+        The names of what was there and did not fit.
+
+    Raises:
+        RuntimeError: the state lacks something that AdamW keeps.
+    """
+    names, anew = state_names(group), []
+    for name in names:
+        described = STATE_TENSORS[name]
         if name not in state:
-            state[name] = STATE_TENSORS[name].make(group, param, options.state_dtype, options.importance_dtype)
+            if state and described.needs is None:
+                raise RuntimeError(
+                    f"RoastAdamW: the state of parameter {parameter_id}, of shape {tuple(param.shape)}, has no {name}, "
+                    f"only {list(state)}: put it there, or delete that optimizer.state to start anew"
+                )
+        elif described.replaceable and state[name].shape != param.shape:
+            anew.append(name)
+    missing = [name for name in names if name not in state]
+    for name in missing + anew:
+        state[name] = STATE_TENSORS[name].make(group, param, options.state_dtype, options.importance_dtype)
+    return anew
 
 
 def step_row(state: State, group: GroupOptions, param: Tensor, position: Position) -> StepRow:

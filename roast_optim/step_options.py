@@ -47,6 +47,13 @@ def accumulates(group: dict[str, Any], options: RoastOptions) -> bool:
     return bool(group["selective"]) and options.importance == "gradient"
 
 
+def prepare_selections(groups: list[dict[str, Any]], options: RoastOptions) -> None:
+    """Put the tables of all selections where the next steps read them, for a CUDA graph may hold the very next one."""
+    for group in groups:
+        for device in {param.device for param in group["params"]}:
+            _selection(group, options, device)
+
+
 def _selection(group: dict[str, Any], options: RoastOptions, device: torch.device) -> Selection | None:
     if not group["selective"] or group["refreshes"] == 0:
         return None

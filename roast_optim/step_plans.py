@@ -123,13 +123,14 @@ class _GroupPlan:
             or not all(backend_of(part.device) is part.backend for part in self.parts)
         ):
             return False
-        try:
-            states = list(map(self._state_tensors_of, map(state.get, self._stepping)))  # type: ignore[arg-type]
-        except (KeyError, TypeError):  # a state, or a tensor of it, is missing
-            return False
         for part in self.parts:
             own = self._of_part(part, self._stepping)
-            tensors = list(chain.from_iterable(self._of_part(part, states)))
+            # Without a list of tuples in between, which would set the garbage collector off.
+            states = map(self._state_tensors_of, map(state.get, own))  # type: ignore[arg-type]
+            try:
+                tensors = list(chain.from_iterable(states))
+            except (KeyError, TypeError):  # a state, or a tensor of it, is missing
+                return False
             if self._is_spread:
                 own, tensors = list(map(local, own)), list(map(local, tensors))
             if not part.plan.fits(own, tensors):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .embedding_block import is_sharded
+from .model_wrappers import is_fully_sharded
 
 
 class LossScale:
@@ -42,15 +42,25 @@ def overflows_early(model: nn.Module, device: torch.device) -> bool:
     return any(parameter.dtype == torch.float16 for parameter in model.parameters())
 
 
-def graphs_kept() -> AbstractContextManager[Any]:
+@contextmanager
+def graphs_kept() -> Iterator[None]:
     """Meanwhile code is compiled so that its graph can be differentiated more than once.
 
     By default the compiler lets a backward pass overwrite what the forward pass saved for it.
     """
     from torch._functorch import config  # not needed, and not loaded, before the first pass
 
-    context: AbstractContextManager[Any] = config.patch(donated_buffer=False)
-    return context
+    # Set by hand: config.patch makes classes and context variables that are never freed, at every call.
+    before = config.donated_buffer
+    try:
+        config.donated_buffer = False
+        yield
+    finally:
+        try:
+            config.donated_buffer = before
+        except BaseException:  # Ctrl-C within the assignment, which runs Python code
+            config.donated_buffer = before
+            raise
 
 
 def differentiate(loss: Tensor, inputs: Sequence[Tensor], scale: Tensor, *, retain_graph: bool) -> list[Tensor | None]:
@@ -61,7 +71,8 @@ def differentiate(loss: Tensor, inputs: Sequence[Tensor], scale: Tensor, *, reta
     """
     try:
         # Autocast is for forward passes: within it, float32 parts of the backward pass would lose their precision.
-        with torch.autocast(loss.device.type, enabled=False):
+        device = loss.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             gradients = torch.autograd.grad(
                 loss,
                 inputs,
@@ -86,7 +97,7 @@ def parameters_to_hold(model: nn.Module) -> list[nn.Parameter]:
         RuntimeError: the model is sharded, so that its gradients must be reduced before they are handed on, or hooks of
             its parameters would see them twice.
     """
-    if any(is_sharded(module) for module in model.modules()):
+    if any(is_fully_sharded(module) for module in model.modules()):
         raise RuntimeError('gradient="fast" cannot hold the gradients of a sharded model; use gradient="exact"')
     parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     hooked = [name for name, parameter in parameters if parameter._backward_hooks]

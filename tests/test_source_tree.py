@@ -124,14 +124,14 @@ def test_objects_of_the_kernels_go_to_spawned_processes(python: Path, tree: Path
     script = tree / "spawn.py"
     script.write_text(
         "import multiprocessing, pickle, sys\n"
-        "from roast_optim.kernels.backend import Placement\n"
-        "def show(placement): return type(placement).__module__, sys.modules[Placement.__module__].__file__\n"
+        "from roast_optim.kernels.step import Position\n"
+        "def show(position): return type(position).__module__, sys.modules[Position.__module__].__file__\n"
         "if __name__ == '__main__':\n"
-        "    placement = Placement.whole(3, 5)\n"
-        "    assert pickle.loads(pickle.dumps(placement)) == placement\n"
-        "    with multiprocessing.get_context('spawn').Pool(1) as pool: print(*pool.apply(show, (placement,)))\n"
+        "    position = Position.whole(3, 5)\n"
+        "    assert pickle.loads(pickle.dumps(position)) == position\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool: print(*pool.apply(show, (position,)))\n"
     )
-    assert output_of([python, script], tree.parent) == f"roast_optim.kernels.backend {tree}/kernels/backend.py"
+    assert output_of([python, script], tree.parent) == f"roast_optim.kernels.step {tree}/kernels/step.py"
 
 
 def test_no_file_is_loaded_under_two_names(python: Path, tree: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from roast_optim import RoastAdamW, symmetric_kl
-from roast_optim.kernels.backend import Placement
+from roast_optim.kernels.step import Position
 from roast_optim.perturbation import NORMS, perturbed_embedding
 
 from .report import interpret
@@ -34,22 +34,22 @@ class StepCase:
         options: of the optimizer beyond OPTIONS.
         dtype: of parameters and gradients.
         unaligned: whether parameters and gradients begin one element behind an aligned address.
-        placement: of a tensor with that id and number of elements in its whole parameter; None: it is the whole.
+        position: of a tensor with that id and number of elements in its whole parameter; None: it is the whole.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = FLOAT32
     unaligned: bool = False
-    placement: Callable[[int, int], Placement] | None = None
+    position: Callable[[int, int], Position] | None = None
 
 
 # With beta1 = 0 the first moment is the masked gradient.
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "betas": (0.0, 0.99), "weight_decay": 0.1, "alpha": 0.5, "beta": 3.0, "seed": 7}
 
 
-def _run(first_index: int) -> Callable[[int, int], Placement]:
-    return lambda parameter_id, numel: Placement(parameter_id, first_index, max(numel, 1), 0)
+def _run(first_index: int) -> Callable[[int, int], Position]:
+    return lambda parameter_id, numel: Position(parameter_id, first_index, max(numel, 1), 0)
 
 
 STEP_CASES = (
@@ -63,11 +63,11 @@ STEP_CASES = (
     StepCase("importance at every other step", {"importance_every": 2}),
     StepCase("random importance", {"importance": "random"}),
     StepCase("not selective", {"selective": False}),
-    StepCase("shard that begins at a multiple of four", placement=_run(1_000)),
-    StepCase("shard that begins between two blocks of the draw", placement=_run(1_001)),
-    StepCase("shard of an inner dimension", placement=lambda i, _: Placement(i, 7, 20, 100)),
-    StepCase("offsets that pass 2^34", placement=_run(2**34 - 6)),
-    StepCase("inner dimension beyond 2^34", placement=lambda i, _: Placement(i, 2**34 + 2, 399, 2**33 + 1)),
+    StepCase("shard that begins at a multiple of four", position=_run(1_000)),
+    StepCase("shard that begins between two blocks of the draw", position=_run(1_001)),
+    StepCase("shard of an inner dimension", position=lambda i, _: Position(i, 7, 20, 100)),
+    StepCase("offsets that pass 2^34", position=_run(2**34 - 6)),
+    StepCase("inner dimension beyond 2^34", position=lambda i, _: Position(i, 2**34 + 2, 399, 2**33 + 1)),
     StepCase("bfloat16", dtype=BFLOAT16),
     StepCase("bfloat16, unaligned", dtype=BFLOAT16, unaligned=True),
     StepCase("bfloat16, moments float32", {"state_dtype": FLOAT32}, dtype=BFLOAT16),
@@ -82,9 +82,9 @@ def optimizer_of(case: StepCase, backend: str, device: torch.device) -> RoastAda
     options = {**OPTIONS, **case.options}
     options["capturable"] = options.get("capturable", False) and backend != "reference"
     optimizer = RoastAdamW(parameters, backend=backend, **options)
-    if case.placement is not None:
-        for parameter, place in optimizer.placements.items():
-            optimizer.placements[parameter] = case.placement(place.parameter_id, parameter.numel())
+    if case.position is not None:
+        for parameter, place in optimizer.positions.items():
+            optimizer.positions[parameter] = case.position(place.parameter_id, parameter.numel())
     return optimizer
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from benchmarks.robustness.models import MINILM, locate, quiet_transformers
+from benchmarks.robustness.models import MINILM, locate
 from roast_optim import AdversarialEmbedding
+from roast_optim.evaluation.classifier import quiet_transformers
 
 from .conftest import Compare, Row
 from .contestants import cannot_run

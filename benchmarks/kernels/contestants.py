@@ -39,7 +39,8 @@ def ranked_optimizer(backend: str, shapes: Shapes, device: torch.device, **optio
 
 def ranked(parameters: Sequence[nn.Parameter], **options: Any) -> RoastAdamW:
     """RoastAdamW over given parameters with gradients, after its first refresh."""
-    optimizer = RoastAdamW(parameters, **{**RECIPE, "alpha": ALPHA, "beta": BETA, **options})
+    own = {**RECIPE, "alpha": ALPHA, "beta": BETA, "selective": True, "refresh_every": None}
+    optimizer = RoastAdamW(parameters, **{**own, **options})
     with optimizer.measure_importance():
         optimizer.step()
     optimizer.refresh()

@@ -1,4 +1,4 @@
-"""Numbers on a command line, as types for argparse, and the option that several commands have."""
+"""The option that several commands of the study have, and a type of number for argparse."""
 
 from __future__ import annotations
 
@@ -18,22 +18,6 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         default=tuple(each for each in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if each) or ("demo",),
         help="folders with a MANIFEST.tsv each, the paper's sets on the hub, or packages",
     )
-
-
-def positive(text: str) -> int:
-    if (number := not_negative(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
-def not_negative(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return number
 
 
 def length(text: str) -> float:

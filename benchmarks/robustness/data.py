@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
 
 from datasets import Dataset
 
-from .errors import UserError
-
-Role = Literal["validation", "in_distribution", "shift", "adversarial", "anomaly"]
-Texts = tuple[str, ...]
-SAMPLING_SEED = 0  # which rows are used must not depend on the seed of a run
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.sets import Role, Texts, TextSet, sampled_rows
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,11 @@ class EvaluationSet:
     def texts(self) -> list[Texts]:
         """One tuple of strings per row: (sentence,) or (premise, hypothesis)."""
         return texts_of(self.rows)
+
+    def as_text_set(self) -> TextSet:
+        """The set as it is scored."""
+        labels = self.rows["label"][:] if self.role != "anomaly" else None
+        return TextSet(self.name, self.role, self.texts(), labels, self.merged_labels)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def sample(rows: Dataset, count: int | None) -> Dataset:
     """At most `count` rows drawn without replacement, the same ones at every call; None keeps all, in their order."""
     if count is None or count >= len(rows):
         return rows
-    return rows.shuffle(seed=SAMPLING_SEED).select(range(count))
+    return rows.select(sampled_rows(len(rows), count))
 
 
 def labelled(task: Task, texts: Sequence[Texts], labels: Sequence[int]) -> Dataset:
@@ -156,7 +157,7 @@ def split(rows: Dataset, *counts: int) -> list[Dataset]:
     """Cut `rows`, after a shuffle that is always the same, into parts of the given sizes and the remainder."""
     if sum(counts) >= len(rows):
         raise UserError(f"{len(rows)} rows cannot be split into parts of {counts} rows and a remainder")
-    shuffled = rows.shuffle(seed=SAMPLING_SEED)
+    shuffled = rows.select(sampled_rows(len(rows), len(rows)))
     bounds = [0]
     for count in counts:
         bounds.append(bounds[-1] + count)

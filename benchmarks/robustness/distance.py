@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .data import Texts
-from .models import PREDICTION_BATCH, Classifier
+from roast_optim.evaluation.classifier import PREDICTION_BATCH, Classifier
+from roast_optim.evaluation.sets import Texts
 
 MOVED = 0.01  # an element has moved if by more than this part of the standard deviation of its tensor
 

@@ -16,14 +16,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .arguments import add_data, not_negative, positive
-from .attack import Swap, attack, swaps_between
+from roast_optim.evaluation.arguments import not_negative, positive
+from roast_optim.evaluation.attack import Swap, attack, swaps_between
+from roast_optim.evaluation.errors import UserError, tell
+from roast_optim.evaluation.files import write_json
+from roast_optim.evaluation.progress import ProgressBar
+
+from .arguments import add_data
 from .data import TASKS, EvaluationSet
-from .errors import UserError, tell
-from .files import write_json
 from .models import MINILM, load_classifier
 from .predictions import with_swaps
-from .progress import ProgressBar
 from .settings import Settings, method_settings
 from .sources import load_suite
 from .training import train

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from roast_optim.evaluation.scores import PERSPECTIVES, Perspective, mean
+from roast_optim.evaluation.tables import percent
+
 from .runs import Row
-from .summary import (
-    PERSPECTIVES,
-    Interval,
-    Perspective,
-    improvement_interval,
-    mean,
-    score_interval,
-    set_score_interval,
-)
-from .table import percent
+from .summary import ERROR_RATE, Interval, improvement_interval, score_interval, set_score_interval
 
 Runs = Mapping[str, Mapping[int, Row]]  # label of a method -> seed -> its run
 
@@ -32,14 +26,16 @@ def scores_table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def improvements(runs: Runs, base: Mapping[int, Row]) -> dict[str, dict[str, Interval | None]]:
+def improvements(
+    runs: Runs, base: Mapping[int, Row], error_rate: float = ERROR_RATE
+) -> dict[str, dict[str, Interval | None]]:
     """Label -> title of the perspective, or "Average" -> relative improvement over the runs `base`, by seed."""
     if not base:
         return {}
     ways: dict[str, tuple[Perspective, ...]] = {each.title: (each,) for each in PERSPECTIVES}
     ways["Average"] = PERSPECTIVES
     return {
-        label: {title: improvement_interval(seeds, base, chosen) for title, chosen in ways.items()}
+        label: {title: improvement_interval(seeds, base, chosen, error_rate) for title, chosen in ways.items()}
         for label, seeds in runs.items()
         if seeds is not base
     }

@@ -1,69 +1,24 @@
-"""Loading a model with its tokenizer, turning texts into batches, and predicting."""
+"""Loading a pre-trained model with a new head, and turning texts into training batches."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from .data import Task, Texts
-from .errors import UserError
+from roast_optim.evaluation.classifier import Classifier, check_tokenizer, loading, on_best_device
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.sets import Texts
+
+from .data import Task
 
 MINILM = "all-MiniLM-L6-v2"
-PREDICTION_BATCH = 32  # rows; they are sorted by length, so hardly any of it is padding
-
-Features = dict[str, Any]  # what a tokenizer returns for one row: input_ids and the like, unpadded
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A sequence classification model, its tokenizer, and the most tokens that a text may have before it is cut."""
-
-    model: PreTrainedModel
-    tokenizer: Any
-    max_length: int
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def encode(self, texts: Sequence[Texts]) -> list[Features]:
-        """Tokenize texts or pairs of texts, without padding."""
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
-        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-
-    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
-        """Pad to the longest of these rows and move them to the model's device."""
-        padded = self.tokenizer.pad(features, return_tensors="pt")
-        return {name: values.to(self.device) for name, values in padded.items()}
-
-    def predict(self, texts: Sequence[Texts]) -> Tensor:
-        """Logits [rows, labels], float32 on the CPU, in the order of the texts; the model is in eval mode meanwhile."""
-        features = self.encode(texts)
-        order = sorted(range(len(features)), key=lambda row: len(features[row]["input_ids"]))
-        sorted_logits = []
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                for start in range(0, len(order), PREDICTION_BATCH):
-                    rows = order[start : start + PREDICTION_BATCH]
-                    output = self.model(**self.collate([features[row] for row in rows]))
-                    sorted_logits.append(output.logits.float().cpu())
-        finally:
-            self.model.train(was_training)
-        logits = torch.cat(sorted_logits)
-        return torch.empty_like(logits).index_copy_(0, torch.tensor(order), logits)
 
 
 class TrainingBatches:
@@ -116,24 +71,15 @@ def load_classifier(name: str, task: Task, max_length: int, seed: int) -> Classi
         UserError: there is no such model, or its head was trained for another number of labels.
     """
     path = str(locate(name))
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(path)
-            check_labels(name, config, task)
-            config.num_labels = len(task.labels)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(path, config=config)
-    except UserError:
-        raise
-    except Exception as error:  # of the file formats' own types: pickles, safetensors, JSON, a tokenizer's
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model {name!r} cannot be loaded: {first_line}") from error
-    if tokenizer.pad_token is None:  # GPT-2 and Llama have none
-        tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Classifier(model.to(device).float(), tokenizer, max_length)
+    with loading(name):
+        config = AutoConfig.from_pretrained(path)
+        check_labels(name, config, task)
+        config.num_labels = len(task.labels)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(path, config=config)
+    check_tokenizer(name, tokenizer)
+    return on_best_device(model, tokenizer, max_length)
 
 
 def weights_digest(name: str, task: Task) -> str:
@@ -167,18 +113,3 @@ def check_labels(name: str, config: Any, task: Task) -> None:
             f"model {name!r} classifies into {config.num_labels} labels, but task {task.name!r} has "
             f"{len(task.labels)}: {task.describe_labels()}"
         )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hide two things that say nothing new here: that the classification head is new, and a bar while loading."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -6,7 +6,7 @@ import math
 from dataclasses import field, fields
 from typing import Any
 
-from .errors import UserError
+from roast_optim.evaluation.errors import UserError
 
 
 def option(default: Any, *, least: float = 0.0, most: float = math.inf) -> Any:

@@ -11,58 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .files import atomic_write
-from .metrics import BINS
+from roast_optim.evaluation.metrics import ReliabilityBins
+from roast_optim.evaluation.pictures import BLUE, reliability_diagram, save
+
 from .runs import Row, canonical, settings_of
 from .summary import Interval
 
-Bins = Mapping[str, numpy.ndarray]
-BLUE, RED = "#4878a8", "#d1495b"
 CUT = -40.0  # percent
 COLOURS = 20  # of the colour map for lines
 
 
-def save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
+def reliability_of_runs(path: Path, runs: Mapping[str, Sequence[Row]]) -> bool:
+    """One panel per label of `runs`; the rows of all labelled sets and all seeds are pooled."""
+    return reliability_diagram(path, {label: pooled_bins(rows) for label, rows in runs.items()})
 
 
-def reliability_diagram(path: Path, runs: Mapping[str, Sequence[Row]]) -> bool:
-    """One panel per label of `runs`: how often predictions of a confidence are right.
-
-    The rows of all labelled sets and all seeds are pooled, and no temperature is applied; the calibration error of the
-    panel's title therefore differs from the table's.
-    """
-    if not runs:
-        return False
-    figure = Figure(figsize=(3.6 * len(runs), 3.8))
-    panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
-    for panel, (label, rows) in zip(panels, runs.items(), strict=True):
-        draw_reliability(panel, label, pooled_bins(rows))
-    panels[0].set_ylabel("share of right predictions")
-    save(figure, path)
-    return True
-
-
-def pooled_bins(rows: Sequence[Row]) -> Bins:
+def pooled_bins(rows: Sequence[Row]) -> ReliabilityBins:
     """The reliability bins of all sets of all rows, added up."""
     found = [scores["reliability"] for row in rows for scores in row["per_set"].values() if "reliability" in scores]
-    return {key: numpy.sum([each[key] for each in found], axis=0) for key in ("rows", "confidence", "right")}
-
-
-def draw_reliability(panel: Axes, label: str, bins: Bins) -> None:
-    filled = bins["rows"] > 0
-    count = bins["rows"][filled]
-    confidence, right = bins["confidence"][filled] / count, bins["right"][filled] / count
-    error = numpy.abs(confidence - right) @ count / count.sum()
-    left = numpy.arange(BINS)[filled] / BINS
-    panel.bar(left, right, width=1 / BINS, align="edge", color=BLUE, edgecolor="white", label="right")
-    sizes = 90 * numpy.sqrt(count / count.max())
-    panel.scatter(confidence, right, s=sizes, color=RED, zorder=3, label="mean confidence (size: rows)")
-    panel.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="calibrated")
-    panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence")
-    panel.set_title(f"{label}\n{100 * right @ count / count.sum():.1f}% right, ECE {100 * error:.1f}%", fontsize=10)
-    panel.legend(fontsize=7, loc="upper left")
+    return ReliabilityBins.pooled(ReliabilityBins(**each) for each in found)
 
 
 def improvement_bars(path: Path, improvements: Mapping[str, Mapping[str, Interval | None]]) -> bool:

@@ -17,14 +17,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .attack import Swap, apply_swaps, attack, swaps_between
-from .data import EvaluationSet, Suite, sample
-from .errors import DivergedError, UserError
-from .files import atomic_write
-from .models import Classifier
-from .progress import SILENT, Observer
+from roast_optim.evaluation.attack import ATTACK, Swap, apply_swaps, attack, swaps_between
+from roast_optim.evaluation.classifier import Classifier
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.files import atomic_write
+from roast_optim.evaluation.progress import SILENT, Observer
 
-ATTACK = "character_swaps"
+from .data import EvaluationSet, Suite, sample
+from .errors import DivergedError
+
 SWAPS = "swaps"  # key of an archive that is no set's name, since names of files have no colon in front
 LARGEST = float(numpy.finfo(numpy.float16).max)
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.robustness.protocol REGIME trials|final|status`: the runs of PROTOCOL.md, one after the other.
+"""`python -m benchmarks.robustness.protocol REGIME STAGE`: the runs of PROTOCOL.md, one after the other.
 
 Settings are chosen by successive halving on validation data; the chosen ones run with many seeds. What is due follows
 from what is recorded, so that any number of workers can start, stop and go on: each takes a run that no other holds.
@@ -18,19 +18,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .arguments import add_data, positive
+from roast_optim.evaluation.arguments import positive
+from roast_optim.evaluation.errors import UserError, tell
+from roast_optim.evaluation.progress import SILENT
+from roast_optim.evaluation.scores import PERSPECTIVES
+
+from .arguments import add_data
 from .data import TASKS, Suite
-from .errors import UserError, tell
 from .frozen_attack import frozen
 from .looks import SEEDS
 from .models import weights_digest
-from .progress import SILENT
 from .regimes import REGIMES, Regime, Trial
 from .runs import PROTOCOL, Row, RunStore
 from .settings import MethodSettings, Settings, method_settings
 from .sources import load_suite
 from .study import RUNS, digest_of, planned, record
-from .summary import PERSPECTIVES
 from .tuning import LEARNED
 
 TRIAL_SEEDS = (100, 101, 102)  # which no final run uses
@@ -153,13 +155,38 @@ class Protocol:
 
     # ------------------------------------------------------------------------------------------------------------ final
 
+    def setting(self, name: str) -> Trial | None:
+        """What runs under a name: the setting that a method's trials chose, or another; None before it is known.
+
+        Raises:
+            UserError: there is none.
+        """
+        if name in self.regime.trials:
+            return self.chosen(name)
+        if name not in self.regime.others:
+            known = ", ".join((*self.regime.trials, *self.regime.others))
+            raise UserError(f"{name!r} is no method of this regime; known: {known}")
+        other = self.regime.others[name]
+        if isinstance(other, Trial):
+            return other
+        chosen = self.chosen(other.of)
+        return None if chosen is None else other.trial(chosen)
+
+    def final_runs(self, name: str, seeds: int) -> dict[int, Row]:
+        """Seed -> run, of those that are recorded and have scores."""
+        trial = self.setting(name)
+        if trial is None:
+            return {}
+        rows = {seed: self.recorded("final", trial, seed) for seed in range(seeds)}
+        return {seed: row for seed, row in rows.items() if row is not None and "failed" not in row}
+
     def final_due(self, methods: Sequence[str], seeds: int) -> list[Due]:
         """Final runs that nobody has recorded; all methods of one seed before the next.
 
         Raises:
             UserError: a method's trials are not done.
         """
-        chosen = {method: self.regime.fixed.get(method) or self.chosen(method) for method in methods}
+        chosen = {name: self.setting(name) for name in methods}
         if missing := [method for method, trial in chosen.items() if trial is None]:
             raise UserError(f"the trials of {', '.join(missing)} are not done in {self.store.path}")
         return [
@@ -174,7 +201,7 @@ def settings_for(regime: Regime, purpose: str, trial: Trial, seed: int) -> Setti
     """A run as the study's command would be told to do it; where the data and the output are is not in it."""
     return Settings(
         task=regime.task, methods=(trial.method,), model=regime.model, train_set=regime.train_set, purpose=purpose,
-        first_seed=seed, epochs=regime.epochs, train_rows=regime.train_rows, eval_rows=regime.rows,
+        first_seed=seed, epochs=trial.epochs or regime.epochs, train_rows=regime.train_rows, eval_rows=regime.rows,
         attack_rows=regime.attack_rows if purpose == "final" else 0, evaluation_precision=regime.precision,
         changes=(f'precision="{regime.precision}"', *trial.changes()),
     )  # fmt: skip
@@ -244,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness.protocol", description=__doc__)
     add = parser.add_argument
     add("regime", choices=REGIMES)
-    add("stage", choices=("trials", "final", "status"), help="status prints what the trials have said so far")
+    add("stage", choices=("trials", "status", "final", "look"), help="status tells of the trials, look of final runs")
     add_data(parser)
     add("--methods", nargs="+", metavar="METHOD", help="of the final runs; all that the regime tries if not given")
     add("--seeds", type=positive, default=SEEDS[0], metavar="N", help="of the final runs; a look's number")
@@ -258,6 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .trials_table import trials_table
 
             console.print(trials_table(protocol), markup=False, highlight=False, soft_wrap=True)
+        elif options.stage == "look":
+            from .look import look
+
+            console.print(f"Written to {look(protocol, options.methods, options.seeds)}")
         else:
             work(protocol, options, console)
     except UserError as error:

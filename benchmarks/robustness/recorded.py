@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import __main__ as command
-from .regimes import REGIMES
+from .regimes import REGIMES, Trial
 from .runs import PROTOCOL, Row, identity_of, read_runs
 from .settings import RECIPE_OPTIONS, method_settings
 from .study import RUNS, planned_on
@@ -47,7 +47,9 @@ def problems(results: Path) -> Iterator[str]:
         for identity in named_runs(words, rows):
             text = identity_of(identity)
             named.setdefault(folder, set()).add(text)
-            if text not in {identity_of(row) for row in rows} and not is_template(words):
+            # Which runs of the protocol come up depends on what was recorded: it says itself what is still due.
+            is_whole = not is_template(words) and words[0] != PROTOCOL_COMMAND
+            if is_whole and text not in {identity_of(row) for row in rows}:
                 yield f"not recorded: {identity['method']} seed {identity['seed']} of {shlex.join(words)}"
     for path in sorted(results.rglob(RUNS)):
         for row in read_runs(path):
@@ -116,7 +118,9 @@ def protocol_runs(name: str, stage: str, rows: Sequence[Row]) -> Iterator[Row]:
 
     regime = REGIMES[name]
     purpose = "tuning" if stage == "trials" else "final"
-    settings = [*regime.fixed.values(), *(each for trials in regime.trials.values() for each in trials)]
+    settings = [each for trials in regime.trials.values() for each in trials]
+    for other in regime.others.values():
+        settings += [other] if isinstance(other, Trial) else [other.trial(each) for each in regime.trials[other.of]]
     seeds = TRIAL_SEEDS if stage == "trials" else sorted({row["seed"] for row in rows if row["purpose"] == "final"})
     for row in rows[:1]:
         for trial in settings:

@@ -12,14 +12,39 @@ from .models import MINILM
 
 @dataclass(frozen=True)
 class Trial:
-    """A method with options that differ from its defaults."""
+    """A method with options that differ from its defaults.
+
+    Args:
+        epochs: passes over the training rows, where they are not the regime's: for comparisons at equal time.
+    """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
 
     def changes(self) -> tuple[str, ...]:
         """As --set takes them."""
         return tuple(f"{key}={json.dumps(value)}" for key, value in self.options.items())
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A setting that follows from the one that another method's trials choose.
+
+    Args:
+        of: that method.
+        changes: options that differ from it.
+        method: another method that takes over only the learning rate.
+    """
+
+    of: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None = None
+
+    def trial(self, chosen: Trial) -> Trial:
+        """The setting, given the chosen one."""
+        kept = chosen.options if self.method is None else {"learning_rate": chosen.options["learning_rate"]}
+        return Trial(self.method or chosen.method, {**kept, **self.changes})
 
 
 @dataclass(frozen=True)
@@ -31,7 +56,8 @@ class Regime:
         rows: of every set but the validation set, the in-distribution test and the attacked ones.
         attack_rows: test rows that are attacked in a final run.
         trials: the settings tried, six of each method.
-        fixed: the settings of methods that have no trials of their own, such as controls.
+        others: settings without trials of their own, by the names that they are told under: controls, and plain
+            fine-tuning at the learning rate, or with the time, of another method.
     """
 
     task: str
@@ -39,7 +65,7 @@ class Regime:
     epochs: int
     domains: tuple[str, ...]
     trials: Mapping[str, tuple[Trial, ...]]
-    fixed: Mapping[str, Trial] = field(default_factory=dict)
+    others: Mapping[str, Trial | Derived] = field(default_factory=dict)
     model: str = MINILM
     train_set: str | None = None
     rows: int = 500
@@ -173,6 +199,24 @@ TRIALS: dict[str, tuple[Trial, ...]] = {
     ),
 }
 
+RANDOM = {"importance": "random"}
+CONTROLS: dict[str, Derived] = {
+    **{
+        f"{name} (random ranks)": Derived(name, RANDOM)
+        for name in ("select_update", "return_by_rank", "head_first", "agreement", "combined")
+    },
+    "return_by_rank (even pull)": Derived("return_by_rank", {"pull_by": "uniform"}),
+    "bounded_adversary (constant step)": Derived(
+        "bounded_adversary", {"hold": 0.0, "ramp_begin": 0.0, "ramp_end": 0.0, "bounded": False}
+    ),
+    "part_of_batch": Derived("bounded_adversary", {"share": 0.5}),
+    "smooth_teacher (no adversary)": Derived("smooth_teacher", {"step_size": 0.0}),
+    "smooth_teacher (no teacher)": Derived("smooth_teacher", {"teacher_weight": 0.0}),
+}
+AT_EQUAL_RATE = {
+    f"plain (learning rate of {name})": Derived(name, method="plain") for name in TRIALS if name != "plain"
+}
+
 REGIMES: dict[str, Regime] = {
     "sentiment": Regime(
         task="sentiment",
@@ -180,5 +224,6 @@ REGIMES: dict[str, Regime] = {
         epochs=3,
         domains=("amazon_uci", "dynasent_r1_dev", "news20_mini"),
         trials=TRIALS,
+        others={**CONTROLS, **AT_EQUAL_RATE},
     ),
 }

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from roast_optim.evaluation.errors import UserError, tell
+from roast_optim.evaluation.files import atomic_write
+
 from . import pictures
-from .errors import UserError, tell
-from .files import atomic_write
 from .markdown import (
     Runs,
     calibration_and_anomalies_table,
@@ -150,7 +151,7 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     ]
     paths = {kind: output / f"{name}-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance")}
     drawn = {
-        "reliability": pictures.reliability_diagram(paths["reliability"], plain_and_roast),
+        "reliability": pictures.reliability_of_runs(paths["reliability"], plain_and_roast),
         "improvement": pictures.improvement_bars(paths["improvement"], ranking or over_plain),
         "shift": pictures.set_points(paths["shift"], set_accuracies(runs, "shift")),
         "distance": pictures.distance_curves(paths["distance"], runs),

@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.scores import PERSPECTIVES
 
 Row = dict[str, Any]
 
 PURPOSES = ("final", "tuning", "smoke")
-SCORES = ("acc_in", "acc_shift", "acc_adv", "ece", "auroc")  # fractions of 1; null where there is no such set
+SCORES = tuple(each.key for each in PERSPECTIVES)  # fractions of 1; null where there is no such set
 KEYS: dict[str, type | tuple[type, ...]] = {
     "purpose": str,
     "task": str,

@@ -19,17 +19,19 @@ from rich.console import Console
 from torch import Tensor
 
 from roast_optim import AdversarialEmbedding
+from roast_optim.evaluation.arguments import not_negative, positive
+from roast_optim.evaluation.classifier import PREDICTION_BATCH, Classifier
+from roast_optim.evaluation.errors import UserError, tell
+from roast_optim.evaluation.files import atomic_write
+from roast_optim.evaluation.progress import ProgressBar
+from roast_optim.evaluation.tables import percent
 
-from .arguments import add_data, length, not_negative, positive
+from .arguments import add_data, length
 from .data import TASKS, EvaluationSet
-from .errors import UserError, tell
-from .files import atomic_write
 from .markdown import header, row_of
-from .models import MINILM, PREDICTION_BATCH, Classifier, load_classifier
-from .progress import ProgressBar
+from .models import MINILM, load_classifier
 from .settings import Settings, method_settings
 from .sources import load_suite
-from .table import percent
 from .training import train
 
 STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -12,16 +12,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.progress import Observer, ProgressBar
+
 from .data import TASKS, Suite, sample, texts_of
 from .distance import DistanceFromPretrained
-from .errors import DivergedError, UserError
+from .errors import DivergedError
 from .evaluation import score_predictions
 from .models import load_classifier, weights_digest
 from .predictions import Predictions, predict_suite, save_predictions
-from .progress import Observer, ProgressBar
 from .runs import Row, RunStore, canonical, identity_of, succeeded
-from .settings import MethodSettings, Settings, method_settings
+from .settings import MethodSettings, Settings, known_task, method_settings
 from .sources import load_suite
+from .sources.files import load_files
 from .training import in_precision, train
 
 RUNS = "runs.jsonl"
@@ -42,8 +45,7 @@ def run_study(settings: Settings, console: Console) -> list[Row]:
     if settings.restart:
         move_aside(path)
     store = RunStore(path)
-    console.print(f"Loading data ({' '.join(settings.data)}) ...")
-    suite = load_suite(settings.data, TASKS[settings.task], settings.train_set)
+    suite = load_data(settings, console)
     suite = suite.sampled(settings.train_rows, settings.eval_rows)
     if settings.purpose == "tuning":
         suite = suite.for_tuning()
@@ -63,6 +65,18 @@ def run_study(settings: Settings, console: Console) -> list[Row]:
     if not (done := succeeded(rows)):
         raise UserError(f"all runs failed; the first: {rows[0]['failed']}")
     return done
+
+
+def load_data(settings: Settings, console: Console) -> Suite:
+    """The whole suite: of the settings' files if there are any, else of their sources."""
+    if settings.files is None:
+        console.print(f"Loading data ({' '.join(settings.data)}) ...")
+        return load_suite(settings.data, TASKS[settings.task], settings.train_set)
+    console.print(f"Loading data ({' '.join(settings.files.paths())}) ...", soft_wrap=True)
+    suite, notes = load_files(settings.files)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return suite
 
 
 def record(
@@ -101,7 +115,7 @@ def planned_on(
             recipe = asdict(method.recipe)
             epochs = recipe.pop("epochs")
             options = {
-                **method.create(TASKS[settings.task]).options(),
+                **method.create(known_task(settings)).options(),
                 **recipe,
                 "betas": list(recipe["betas"]),  # as it comes back from JSON
                 "data": source,

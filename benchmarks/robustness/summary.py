@@ -10,28 +10,13 @@ from typing import Any
 import numpy
 from scipy.stats import t as student
 
-from .metrics import relative_improvement
+from roast_optim.evaluation.metrics import relative_improvement
+from roast_optim.evaluation.scores import PERSPECTIVES, Perspective, mean
+
 from .runs import Row
 
+ERROR_RATE = 0.05
 RESAMPLES = 3125  # as many as there are of five seeds: up to there it is all of them, beyond they are drawn
-
-
-@dataclass(frozen=True)
-class Perspective:
-    """A score by its key in a run, its title in tables, and its best value."""
-
-    key: str
-    title: str
-    best: float
-
-
-PERSPECTIVES = (
-    Perspective("acc_in", "In-dist.", 1.0),
-    Perspective("acc_shift", "Shift", 1.0),
-    Perspective("acc_adv", "Adversarial", 1.0),
-    Perspective("ece", "ECE", 0.0),
-    Perspective("auroc", "AUROC", 1.0),
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ def summarize_method(method: str, runs: Sequence[Row], plain: dict[str, float | 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its 95% confidence interval over seeds; `low` and `high` are None with a single seed.
+    """A value and its confidence interval over seeds, of 95% if nothing else is said; None with a single seed.
 
     It is about other seeds on the same rows: that other rows might have been sampled is not in it.
     """
@@ -88,13 +73,18 @@ class Interval:
     high: float | None
 
 
-def bootstrap(statistic: Callable[[Sequence[int]], float | None], seeds: Sequence[int]) -> Interval | None:
+def bootstrap(
+    statistic: Callable[[Sequence[int]], float | None], seeds: Sequence[int], error_rate: float = ERROR_RATE
+) -> Interval | None:
     """The statistic of all seeds, and how far it is to be trusted by its spread over seeds drawn with replacement.
 
     Runs of one seed stay together, so that the difference of two methods is judged by pairs. Percentiles of so few
     seeds would be far too narrow (of three they hold the truth three times of four). So the interval is the standard
     error times the quantile of Student's t, the spread being corrected for the number of seeds: of a mean it is the
     usual t interval. None if the statistic has no value.
+
+    Args:
+        error_rate: how often the interval may miss the truth; two-sided.
     """
     value = statistic(seeds)
     if value is None:
@@ -103,7 +93,7 @@ def bootstrap(statistic: Callable[[Sequence[int]], float | None], seeds: Sequenc
         return Interval(value, None, None)
     drawn = [each for each in map(statistic, resamples(seeds)) if each is not None]
     error = numpy.std(drawn) * (len(seeds) / (len(seeds) - 1)) ** 0.5
-    reach = float(error * student.ppf(0.975, len(seeds) - 1))
+    reach = float(error * student.ppf(1 - error_rate / 2, len(seeds) - 1))
     return Interval(value, value - reach, value + reach)
 
 
@@ -133,7 +123,10 @@ def mean_interval(values: Mapping[int, float | None]) -> Interval | None:
 
 
 def improvement_interval(
-    runs: Mapping[int, Row], plain: Mapping[int, Row], perspectives: Sequence[Perspective] = PERSPECTIVES
+    runs: Mapping[int, Row],
+    plain: Mapping[int, Row],
+    perspectives: Sequence[Perspective] = PERSPECTIVES,
+    error_rate: float = ERROR_RATE,
 ) -> Interval | None:
     """Relative improvement over plain of the mean scores, averaged over perspectives; seeds that both have count."""
 
@@ -142,9 +135,8 @@ def improvement_interval(
         base = mean_scores([plain[seed] for seed in seeds])
         return mean([improved(scores[each.key], base[each.key], each.best) for each in perspectives])
 
-    return (
-        bootstrap(statistic, [seed for seed in runs if seed in plain]) if any(seed in plain for seed in runs) else None
-    )
+    both = [seed for seed in runs if seed in plain]
+    return bootstrap(statistic, both, error_rate) if both else None
 
 
 def mean_scores(runs: Sequence[Row]) -> dict[str, float | None]:
@@ -153,9 +145,3 @@ def mean_scores(runs: Sequence[Row]) -> dict[str, float | None]:
 
 def improved(score: float | None, plain: float | None, best: float) -> float | None:
     return None if score is None or plain is None else relative_improvement(score, plain, best)
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are there."""
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None

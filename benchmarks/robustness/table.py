@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .summary import PERSPECTIVES, MethodSummary
+from roast_optim.evaluation.scores import PERSPECTIVES
+from roast_optim.evaluation.tables import percent
+
+from .summary import MethodSummary
 
 CAPTION = (
     "In percent; of ECE less is better, of all else more. "
@@ -28,10 +31,6 @@ def results_table(title: str, summaries: Sequence[MethodSummary]) -> Table:
             table.add_row("  over plain", *(signed(each.improvement[one.key]) for one in PERSPECTIVES), "")
             table.add_row("  on average", signed(each.average_improvement))
     return table
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def signed(value: float | None) -> str:

@@ -15,12 +15,14 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from roast_optim import selective_param_groups
+from roast_optim.evaluation.classifier import Classifier
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.progress import SILENT, Observer
 
 from .data import Task, texts_of
-from .errors import DivergedError, UserError
-from .models import Classifier, TrainingBatches
+from .errors import DivergedError
+from .models import TrainingBatches
 from .options import check_options, is_number, option
-from .progress import SILENT, Observer
 
 M = TypeVar("M", bound="Method")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from roast_optim.evaluation.scores import PERSPECTIVES
+from roast_optim.evaluation.tables import percent
+
 from .markdown import header, row_of
 from .protocol import TRIAL_SEEDS, Protocol, mean_of
-from .summary import PERSPECTIVES
-from .table import percent, signed
+from .table import signed
 
 
 def trials_table(protocol: Protocol) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from roast_optim.evaluation.tables import percent
+
 from .runs import Row, settings_of
-from .table import percent
 
 LEARNED = 0.03  # of accuracy
 

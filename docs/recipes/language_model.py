@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, default_data_collator
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
-from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
+from roast_optim import AdversarialEmbedding, RoastAdamW
 
 VOCABULARY = 32
 
@@ -44,9 +44,7 @@ def main(lora=False, epochs=4):
     torch.manual_seed(0)
     model = make_model(lora)
     loader = DataLoader(make_data(512), batch_size=32, shuffle=True, collate_fn=default_data_collator)
-    optimizer = RoastAdamW(
-        selective_param_groups(model, weight_decay=0.01), lr=5e-3, alpha=0.6, beta=5.0, refresh_every=len(loader)
-    )
+    optimizer = RoastAdamW(model, lr=5e-3, weight_decay=0.01, alpha=0.6, beta=5.0, refresh_every=len(loader))
     adversary = AdversarialEmbedding(model, step_size=0.1, consistency_weight=0.1)
 
     losses = []

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, default_data
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
-from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
+from roast_optim import AdversarialEmbedding, RoastAdamW
 
 
 def make_model():
@@ -35,9 +35,7 @@ def main(epochs=4):
     model = make_model()
     loader = DataLoader(make_data(512), batch_size=16, shuffle=True, collate_fn=default_data_collator)
 
-    optimizer = RoastAdamW(
-        selective_param_groups(model, weight_decay=0.01), lr=1e-3, alpha=0.6, beta=5.0, refresh_every=len(loader)
-    )
+    optimizer = RoastAdamW(model, lr=1e-3, weight_decay=0.01, alpha=0.6, beta=5.0, refresh_every=len(loader))
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=epochs * len(loader))
     adversary = AdversarialEmbedding(model, step_size=0.1, consistency_weight=0.01)
 

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, default_data
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
-from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
+from roast_optim import AdversarialEmbedding, RoastAdamW
 
 
 def make_model():
@@ -36,7 +36,7 @@ def main(epochs=3, **options):
     accelerator = Accelerator(gradient_accumulation_steps=2, **options)
     model = make_model()
     adversary = AdversarialEmbedding(model)  # before prepare, which may wrap, shard or compile the model
-    optimizer = RoastAdamW(selective_param_groups(model, weight_decay=0.01), lr=1e-3, alpha=0.6, beta=5.0)
+    optimizer = RoastAdamW(model, lr=1e-3, weight_decay=0.01, alpha=0.6, beta=5.0, refresh_every=None)
     loader = DataLoader(make_data(256), batch_size=8, shuffle=True, collate_fn=default_data_collator)
 
     # Keep your own name for the optimizer: the prepared one steps, refresh() and selection_stats() are on yours.
@@ -53,7 +53,7 @@ def main(epochs=3, **options):
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 prepared.step()
                 prepared.zero_grad()
-        optimizer.refresh()  # every epoch; or refresh_every= when the optimizer is made
+        optimizer.refresh()  # every epoch; leave refresh_every out to have it done by itself
         losses.append(adversary.last_losses["task"].item())
         accelerator.print(f"epoch {epoch}: task loss {losses[-1]:.3f}")
     return losses

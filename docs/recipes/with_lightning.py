@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, default_data
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim in a clone where it is not installed
 
-from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
+from roast_optim import AdversarialEmbedding, RoastAdamW
 from roast_optim.integrations.lightning import RoastCallback
 
 
@@ -52,7 +52,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self):
         """The optimizer."""
-        return RoastAdamW(selective_param_groups(self.model, weight_decay=0.01), lr=1e-3, alpha=0.6, beta=5.0)
+        return RoastAdamW(self.model, lr=1e-3, weight_decay=0.01, alpha=0.6, beta=5.0, refresh_every=None)
 
 
 def main(epochs=3):

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import reference
-from ..plan import StepPlan, check_options, gradients
+from ..plan import StepPlan, check_options, gradients, not_contiguous
 from ..step import CHOICES, HISTOGRAM_BINS, RANK_CODES, SCALARS, TENSORS, Selection, StepOptions, StepRow
+from ..tensor_facts import facts
 from .library import Step, instruction_set, loaded, threads, unavailable, use_instruction_set
 from .tensor_lists import DTYPES, addresses, parts, pointer, sizes, sizes_and_addresses, succeeded
 
@@ -81,12 +82,15 @@ class _Plan(StepPlan):
         for i, row in enumerate(rows):
             alike.setdefault(_dtypes(row), []).append(i)
         self._by_reference = alike.pop(None, [])
+        for i in self._by_reference:
+            self._note_what_is_not_contiguous(rows[i])
         self._parts = []
         for indices in alike.values():
             part = _Part([rows[i] for i in indices], indices)
             if part.is_suitable:
                 self._parts.append(part)
             else:
+                self.note_fallback(_OVERLAP)
                 self._by_reference += indices
 
     def accumulate(self, grads: Sequence[Tensor]) -> None:
@@ -95,6 +99,7 @@ class _Plan(StepPlan):
     def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
         check_options(self.names, options)
         if options.capturable:
+            self.note_fallback("capturable=True serves CUDA graphs, which no CPU has: leave it out")
             reference.roast_adamw_(self.rows(grads), options)
             return
         by_reference = list(self._by_reference)
@@ -104,6 +109,7 @@ class _Plan(StepPlan):
             if addresses is None:
                 by_reference += self._step_apart(part, grads, options)
             elif not part.step(addresses, options):
+                self.note_fallback(_OVERLAP)
                 by_reference += part.indices
         if by_reference:
             rows = self.rows(grads)
@@ -115,7 +121,17 @@ class _Plan(StepPlan):
         if any(suits):
             rows = self.rows(grads)
             roast_adamw_([rows[i] for i, suited in zip(part.indices, suits, strict=True) if suited], options)
-        return [i for i, suited in zip(part.indices, suits, strict=True) if not suited]
+        apart = [i for i, suited in zip(part.indices, suits, strict=True) if not suited]
+        if not all(grads[i].is_contiguous() for i in apart):
+            self.note_fallback(not_contiguous("grad"))
+        return apart
+
+    def _note_what_is_not_contiguous(self, row: StepRow) -> None:
+        # Nothing is said of float64 and float16: on a CPU their arithmetic is what takes the time.
+        tensors = row.with_gradient(None).tensors()
+        first = next((name for name, tensor in tensors if not tensor.is_contiguous()), None)
+        if first is not None and row.param.dtype in DTYPES:
+            self.note_fallback(not_contiguous(first))
 
 
 class _Part:
@@ -130,7 +146,8 @@ class _Part:
         self.indices = indices
         self._dtype = rows[0].param.dtype
         self._params = [row.param for row in rows]
-        self._numel = sizes(self._params)
+        self._numel, found = sizes(self._params), facts(self._params)
+        self._kinds, self._sizes = found.kinds, found.sizes
         lists = {name: array("q") for name in TENSORS}
         for row in rows:
             for name, tensor in row.with_gradient(None).tensors():
@@ -144,7 +161,7 @@ class _Part:
             written=pointer(written),
             param_dtype=DTYPES[self._dtype],
             moment_dtype=DTYPES[rows[0].exp_avg.dtype],
-            score_dtype=DTYPES[_score_dtype(rows[0])],
+            score_dtype=DTYPES[rows[0].score_dtype],
         )
         self._tensors = {name: pointer(addresses) for name, addresses in lists.items()}
         self._call.tensors[:] = [*self._tensors.values()]
@@ -163,17 +180,13 @@ class _Part:
 
     def addresses(self, grads: Sequence[Tensor]) -> array[int] | None:
         """Addresses of the gradients; None if the library cannot take one of them, as :meth:`takes` says of each."""
-        dtype = self._dtype
-        found = [
-            grad.data_ptr()
-            for grad, size in zip(grads, self._numel, strict=True)
-            if grad.dtype is dtype
-            and grad.is_cpu
-            and grad.is_contiguous()
-            and grad.numel() == size
-            and not grad.is_neg()
-        ]
-        return array("q", found) if len(found) == len(grads) else None
+        found = facts(grads)
+        alike = found.kinds == self._kinds and found.sizes == self._sizes and all(found.contiguous)
+        if alike and not any(map(Tensor.is_neg, grads)):
+            return array("q", found.addresses)
+        if not all(self.takes(grad, i) for i, grad in enumerate(grads)):
+            return None
+        return array("q", map(Tensor.data_ptr, grads))
 
     def step(self, grads: array[int], options: StepOptions) -> bool:
         """Whether the library took the step; False: nothing was changed, the reference must."""
@@ -193,6 +206,7 @@ class _Part:
 
 
 _GRAD = list(TENSORS).index("grad")
+_OVERLAP = "tensors of the step overlap in memory: give each parameter, and each tensor of its state, memory of its own"
 _OPTIONAL = [(i, name) for i, name in enumerate(TENSORS) if TENSORS[name].needs is not None]
 _OPTIONS = [each.name for each in fields(StepOptions) if each.name in SCALARS]
 
@@ -201,20 +215,14 @@ def _number(name: str, value: Any) -> Any:
     return CHOICES[name].index(value) if name in CHOICES else value
 
 
-def _score_dtype(row: StepRow) -> torch.dtype:
-    return torch.float32 if row.importance is None else row.importance.dtype
-
-
 def _dtypes(row: StepRow) -> tuple[torch.dtype, ...] | None:
     """Dtypes of the parameter, of its moments and of its scores; None: the reference must take the row."""
-    dtypes, numel = (row.param.dtype, row.exp_avg.dtype, _score_dtype(row)), row.param.numel()
-    if not DTYPES.keys() >= set(dtypes):
+    dtypes, numel = (row.param.dtype, row.exp_avg.dtype, row.score_dtype), row.param.numel()
+    if not DTYPES.keys() >= set(dtypes) or not row.has_usual_dtypes():
         return None
     for name, tensor in row.with_gradient(None).tensors():
-        described = TENSORS[name]
         suits = (
-            tensor.dtype is described.dtype.resolved(*dtypes)
-            and tensor.numel() == (numel if described.per_element else 1)
+            tensor.numel() == (numel if TENSORS[name].per_element else 1)
             and tensor.is_cpu
             and tensor.is_contiguous()
             and not tensor.is_neg()

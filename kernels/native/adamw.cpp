@@ -10,6 +10,7 @@
 namespace {
 
 constexpr std::int64_t LARGEST_WORD = UINT32_MAX;
+constexpr float LAST_EXACT_COUNT = 1 << 24, LARGEST_COUNT = 0x1p62f;
 
 // Bytes per element of each tensor; 0: it is a single float32.
 std::int64_t bytes_of(int tensor, const RoastStep& s) {
@@ -45,6 +46,9 @@ float step_count(const RoastStep& s, std::int64_t i) {
   std::memcpy(&step, reinterpret_cast<const void*>(s.tensors[field::step][i]), sizeof step);
   return step;
 }
+
+// From 2^24 on adding one changes nothing: see next_count in step.py.
+float next_count(float count) { return count < LAST_EXACT_COUNT ? count + 1 : std::nextafter(count, INFINITY); }
 
 const char* check_rows(RoastStep& s) {
   if (!valid_sizes(s.count, s.numel)) return INVALID_SIZES;
@@ -87,7 +91,7 @@ const char* check_step(const RoastStep& s) {
   if (s.draw_number > LARGEST_WORD) return "selection.draw_number must be below 2**32";
   if (!gradients_are_suitable(s)) return UNSUITABLE;
   for (std::int64_t i = 0; i < s.count; i++)
-    if (!(step_count(s, i) >= 0 && step_count(s, i) < static_cast<float>(LARGEST_WORD)))
+    if (!(step_count(s, i) >= 0 && step_count(s, i) < LARGEST_COUNT))
       return "a step count is negative or too large";
   return nullptr;
 }
@@ -153,7 +157,7 @@ std::vector<Parameter> parameters(const RoastStep& s, const SelectionTable& tabl
   AdamW adamw{};
   float step_of_adamw = 0;
   for (std::int64_t i = 0; i < s.count; i++) {
-    const float step = step_count(s, i) + 1;
+    const float step = next_count(step_count(s, i));
     if (step != step_of_adamw) adamw = scalars(s, step_of_adamw = step, table);
     std::memcpy(reinterpret_cast<void*>(s.tensors[field::step][i]), &step, sizeof step);
     Parameter& p = all[i];

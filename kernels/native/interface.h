@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "facts.h"
 #include "fields.h"
 
 #pragma GCC visibility push(default)
@@ -44,6 +45,9 @@ const char* roast_plan(RoastStep* step);
 
 // Of a step that roast_plan has checked.
 const char* roast_adamw(const RoastStep* step);
+
+// Facts of the first tensors of a Python list; -1 with Python's error set, or if the table is of another version.
+std::int32_t roast_facts(const void* exchange_table, void* tensors, std::int64_t count, TensorFacts* facts);
 
 // Of float32 importances.
 const char* roast_accumulate(std::int64_t count, const std::int64_t* numel, const std::int64_t* importances,

@@ -5,22 +5,22 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..forked import threads as threads
 from ..step import SCALARS, TENSORS, Position
+from .elf import missing_bytes
 
 _INTERFACE = 3  # ROAST_INTERFACE in interface.h
 _INSTRUCTION_SET = "ROAST_NATIVE_ISA"  # environment variable: avx512, avx2 or portable instead of the best there is
 
 _List = ctypes.c_void_p  # address of an array of numbers
-
-_forked = False
-
 
 _C_TYPES: dict[str, Any] = {"double": ctypes.c_double, "std::int64_t": ctypes.c_int64, "std::uint64_t": ctypes.c_uint64}
 
@@ -43,6 +43,21 @@ class Step(ctypes.Structure):
         ("score_dtype", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
+
+
+def facts_function(exchange_capsule: object) -> Callable[[list[Any], int, int], int] | None:
+    """``roast_facts`` with torch's table of DLPack's functions; None if the library cannot be used."""
+    if unavailable() is not None:
+        return None
+    pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+        ("PyCapsule_GetPointer", ctypes.pythonapi)
+    )
+    table = pointer_of(exchange_capsule, b"dlpack_exchange_api")
+    # PyDLL and not CDLL: the interpreter's lock is kept, and its errors are raised.
+    function = ctypes.PyDLL(loaded()._name).roast_facts
+    function.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.c_int64, ctypes.c_void_p)
+    function.restype = ctypes.c_int32
+    return partial(function, table)
 
 
 def _fields() -> list[str]:
@@ -90,8 +105,8 @@ def loaded() -> ctypes.CDLL:
     return outcome
 
 
-def unavailable() -> str | None:
-    """Why the library cannot be used, and what to do about it; None when it can."""
+def unavailable(device: torch.device | None = None) -> str | None:
+    """Why the library cannot be used, and what to do about it; None when it can. It is the same for every device."""
     outcome = _outcome()
     return str(outcome) if isinstance(outcome, LibraryError) else None
 
@@ -105,6 +120,8 @@ def _load() -> ctypes.CDLL:
     if not files:
         raise LibraryError(f"it was not built ({folder} holds no _native*.so): {rebuild}")
     try:
+        if missing := missing_bytes(files[-1]):
+            raise OSError(f"the file was cut off, {missing:,} bytes are missing")
         library = ctypes.CDLL(str(files[-1]))
         interface = library.roast_interface()
     except (OSError, AttributeError) as error:
@@ -168,17 +185,3 @@ def instruction_set() -> str:
     """The instruction set in use: "avx512", "avx2" or "portable"."""
     name: bytes = loaded().roast_instruction_set()
     return name.decode()
-
-
-def threads() -> int:
-    """Number of threads for a call: torch's; one in a forked process, where the OpenMP runtime's threads are gone."""
-    return 1 if _forked else torch.get_num_threads()
-
-
-def _after_fork_in_child() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -9,6 +9,7 @@ A row of the table is int64: number of elements, first program, then what the ke
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 
@@ -42,7 +43,7 @@ class PointerTable:
             first_program += count
         self.programs = first_program
 
-    def set_column(self, column: int, numbers: list[int]) -> None:
+    def set_column(self, column: int, numbers: Sequence[int]) -> None:
         """Write one number per row."""
         self._rows[_BEFORE + column :: self.columns] = array("q", numbers)
 

@@ -16,8 +16,17 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import reference
-from ..plan import StepPlan, check_options, gradients
-from ..step import SCALARS, Selection, StepOptions, StepRow
+from ..plan import StepPlan, check_options, gradients, not_contiguous
+from ..step import (
+    LAST_EXACT_COUNT,
+    SCALARS,
+    Selection,
+    StepOptions,
+    StepRow,
+    advance_counts_,
+    next_count,
+)
+from ..tensor_facts import Facts, facts
 from .importance import FLOAT_TYPES, accumulate_importance_
 from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, is_aligned
@@ -26,7 +35,7 @@ from .roast_adamw_kernel import COLUMNS, roast_adamw_kernel
 # Numbers that the kernel takes as they are, by name.
 _NUMBERS = [name for name, kind in SCALARS.items() if kind == "double" and name not in ("lr", "beta1", "beta2")]
 _GRAD, _STEP = COLUMNS.index("grad"), COLUMNS.index("step")
-_shape_of, _device_of, _dtype_of = attrgetter("shape"), attrgetter("device"), attrgetter("dtype")
+_shape_of, _device_of = attrgetter("shape"), attrgetter("device")
 
 
 def plan(rows: Sequence[StepRow]) -> StepPlan:
@@ -77,7 +86,7 @@ class _Plan(StepPlan):
         steps = [row.step for row in rows]
         on_host = all(step.is_cpu and step.dtype is torch.float32 for step in steps)
         self._counts = [c_float.from_address(step.data_ptr()) for step in steps] if on_host else None
-        self._grads_of_launches: tuple[list[torch.dtype], list[bool], list[bool]] | None = None
+        self._grads_of_launches: tuple[Sequence[object], Sequence[int], Sequence[bool], list[bool]] | None = None
         self._launches: list[_Launch] = []
         self._by_reference: list[int] = []
 
@@ -90,10 +99,12 @@ class _Plan(StepPlan):
         if options.capturable:
             self._check_step_counts()
         if any(isinstance(beta, Tensor) and beta.is_cuda for beta in (options.beta1, options.beta2)):
+            self.note_fallback("betas are tensors on the GPU: make them numbers, or tensors on the CPU")
             reference.roast_adamw_(self.rows(grads), options)
             return
-        addresses = list(map(Tensor.data_ptr, grads))
-        self._find_launches(grads, addresses)
+        found = facts(grads)
+        addresses = found.addresses
+        self._find_launches(grads, found, addresses)
         counts = self._counted(options.capturable)
         for launch in self._launches:
             launch.run(addresses, counts, options)
@@ -102,6 +113,7 @@ class _Plan(StepPlan):
             reference.roast_adamw_([rows[i] for i in self._by_reference], options)
 
     def _check_gradients(self, grads: Sequence[Tensor]) -> None:
+        # Facts tell neither a shape of the same size nor, before they are compared, another device.
         if list(map(_shape_of, grads)) != self._shapes or list(map(_device_of, grads)) != self._devices:
             for row in self.rows(grads):
                 _check_same_place(row)
@@ -114,33 +126,40 @@ class _Plan(StepPlan):
                     "move the step count there"
                 )
 
-    def _find_launches(self, grads: Sequence[Tensor], addresses: list[int]) -> None:
+    def _find_launches(self, grads: Sequence[Tensor], found: Facts, addresses: Sequence[int]) -> None:
         aligned = [address & 15 == 0 for address in addresses]
-        kinds = (list(map(_dtype_of, grads)), list(map(Tensor.is_contiguous, grads)), aligned)
+        kinds = (found.kinds, found.contiguous, found.negative, aligned)
         if kinds == self._grads_of_launches:
             return
-        members: dict[Variant | None, list[int]] = {}
+        members: dict[Variant, list[int]] = {}
+        self._by_reference = []
         rows = self.rows()
-        for i, (row, *kind) in enumerate(zip(rows, *kinds, strict=True)):
-            members.setdefault(_variant(row, *kind), []).append(i)
-        self._by_reference = members.pop(None, [])
+        for i, (row, grad, on_edge) in enumerate(zip(rows, grads, aligned, strict=True)):
+            reason = _why_not_fused(row, grad)
+            if reason is not None:
+                self.note_fallback(reason)
+                self._by_reference.append(i)
+            else:
+                members.setdefault(_variant(row, grad, on_edge), []).append(i)
         self._launches = [
             _Launch(variant, [rows[i] for i in indices], indices, DeviceTables(self.held_for_graphs))
             for variant, indices in members.items()
-            if variant is not None
         ]
         self._grads_of_launches = kinds
 
     def _counted(self, on_device: bool) -> list[int]:
         """Increments the step counts of the launches, not the reference's; returns all counts, or where they lie."""
         if self._counts is not None and not self._by_reference and not on_device:
-            counted = [count.value + 1.0 for count in self._counts]
+            counted = [
+                value + 1.0 if value < LAST_EXACT_COUNT else next_count(value)
+                for value in [count.value for count in self._counts]
+            ]
             for count, number in zip(self._counts, counted, strict=True):
                 count.value = number
             return list(map(int, counted))
         steps = [row.step for row in self.rows()]
         if self._launches:
-            torch._foreach_add_([steps[i] for launch in self._launches for i in launch.indices], 1.0)
+            advance_counts_([steps[i] for launch in self._launches for i in launch.indices])
         return [step.data_ptr() if on_device else int(step) for step in steps]
 
 
@@ -157,7 +176,7 @@ class _Launch:
             columns.append([addresses.get(name, 0) for name in COLUMNS])
         self._table = PointerTable(variant.device, [param.numel() for param in self._params], columns)
 
-    def run(self, grads: list[int], counts: list[int], options: StepOptions) -> None:
+    def run(self, grads: Sequence[int], counts: Sequence[int], options: StepOptions) -> None:
         """Launch; addresses of gradients and step counts, or their addresses with ``capturable``, are of all rows."""
         variant, selection, lr = self.variant, options.selection, options.lr
         for column, numbers in ((_GRAD, grads), (_STEP, counts)):
@@ -236,16 +255,30 @@ def _check_same_place(row: StepRow) -> None:
             )
 
 
-def _variant(row: StepRow, grad_dtype: torch.dtype, grad_is_contiguous: bool, grad_is_aligned: bool) -> Variant | None:
-    """The launch that a row belongs to with such a gradient; None: the reference."""
-    tensors = [tensor for name, tensor in row.tensors() if name != "step"]
-    score = torch.float32 if row.importance is None else row.importance.dtype
-    dtypes = (row.param.dtype, grad_dtype, row.exp_avg.dtype, score)
-    contiguous = grad_is_contiguous and all(tensor.is_contiguous() for tensor in tensors)
-    if not contiguous or row.exp_avg_sq.dtype != row.exp_avg.dtype or not FLOAT_TYPES.keys() >= set(dtypes):
-        return None
-    aligned = grad_is_aligned and is_aligned([tensor.data_ptr() for tensor in tensors])
+def _why_not_fused(row: StepRow, grad: Tensor) -> str | None:
+    """Why the kernel cannot take a row with such a gradient, and what to do about it; None if it can."""
+    for name, tensor in (*row.with_gradient(grad).tensors(),):
+        if name != "step" and not tensor.is_contiguous():
+            return not_contiguous(name)
+        if tensor.is_neg():
+            return f"{name} is a view with torch's negative bit: give it memory of its own with resolve_neg()"
+    for name, dtype in (("param", row.param.dtype), ("grad", grad.dtype), ("exp_avg", row.exp_avg.dtype)):
+        if dtype not in FLOAT_TYPES:
+            cure = "state_dtype=torch.float32" if name == "exp_avg" and row.param.dtype in FLOAT_TYPES else "float32"
+            return f"{name} is {dtype}, and only float32, bfloat16 and float16 are fused: use {cure}"
+    for name, tensor in row.tensors():
+        usual = row.usual_dtype(name)
+        if name != "grad" and tensor.dtype != usual:
+            return f"{name} is {tensor.dtype} and not {usual}: convert the checkpoint that it comes from"
+    return None
+
+
+def _variant(row: StepRow, grad: Tensor, grad_is_aligned: bool) -> Variant:
+    """The launch that a row belongs to with such a gradient, all of which the kernel can take."""
+    addresses = [tensor.data_ptr() for name, tensor in row.tensors() if name != "step"]
+    aligned = grad_is_aligned and is_aligned(addresses)
     run = row.position.inner_length >= row.param.numel() and row.position.first_index % 4 == 0
+    dtypes = (row.param.dtype, grad.dtype, row.exp_avg.dtype, row.score_dtype)
     return Variant(row.param.device, *dtypes, aligned, run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -12,13 +13,16 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adversarial import AdversarialEmbedding
-from ..embedding_block import unwrapped
 from ..losses import IGNORED_LABEL
-from ..model_call import ModelCall
+from ..model_call import predicts_next_label
+from ..model_output import TaskLoss
+from ..model_wrappers import unwrapped
 from ..optimizer import RoastAdamW
-from ..options import OPTIONS, config_field
-from ..param_groups import selective_param_groups
-from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer
+from ..options import OPTIONS, as_dtype, config_field
+from ..param_groups import always_updated_param_groups, selective_param_groups
+from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer, warn_if_never_masked
+from .randomness import same_random_numbers_after
+from .trainer_checkpoint import PlainTrainerCheckpoint, match_scheduler
 
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")  # what TrainingArguments.optim says if nobody sets it
 
@@ -33,7 +37,15 @@ class RoastConfig:
 
     alpha: float = config_field("alpha")
     beta: float = config_field("beta")
-    refresh_every: int | None = config_field("refresh_every", "The Trainer does so after every epoch.")
+    # A string last, so that argparse reads strings.
+    refresh_every: int | str | None = config_field("refresh_every", '"none": after every epoch.')
+    measure_first: bool = field(
+        default=False,
+        metadata={
+            "help": "Before training, measure importance in one pass over the data with the plain loss, so that the "
+            "first step is masked already. Costs about as much as a plain epoch."
+        },
+    )
     mask_schedule: str = config_field("mask_schedule")
     rescale: bool = config_field("rescale")
     selective: bool = config_field("selective", "Of the transformer blocks; all else is always updated.")
@@ -42,8 +54,9 @@ class RoastConfig:
     always_update: list[str] | None = field(
         default=None, metadata={"help": "Regular expressions of names that are never selective."}
     )
-    importance_dtype: str = config_field("importance_dtype", 'Its name, as "bfloat16".', default="float32")
-    state_dtype: str | None = config_field("state_dtype", 'Its name, as "float32".')
+    # None, which is refused, is there because argparse would read a union of two as the dtype and not as its name.
+    importance_dtype: torch.dtype | str | None = config_field("importance_dtype")  # noqa: RUF009
+    state_dtype: torch.dtype | str | None = config_field("state_dtype")  # noqa: RUF009
     stochastic_rounding: bool = config_field("stochastic_rounding")
     backend: str = config_field("backend")
     step_size: float = field(default=0.1, metadata={"help": "Length of the perturbation of each token."})
@@ -53,6 +66,10 @@ class RoastConfig:
     )
     clean_weight: float = field(default=1.0, metadata={"help": "Weight of the task loss of the clean pass."})
     norm: str = field(default="linf", metadata={"help": 'In which step_size is measured: "linf", "sign" or "l2".'})
+    scale: str = field(
+        default="absolute",
+        metadata={"help": '"absolute", or "relative": step_size is a share of the length of each token\'s embedding.'},
+    )
     embedding: str | None = field(
         default=None, metadata={"help": '"word": perturb the word embeddings, not the whole embedding block.'}
     )
@@ -61,15 +78,49 @@ class RoastConfig:
         metadata={"help": '"exact", or "fast": hold the clean prediction constant, and save a backward.'},
     )
 
-    def make_optimizer(self, model: nn.Module, args: TrainingArguments) -> RoastAdamW:
-        """The optimizer for the trainable parameters of ``model``.
+    def __post_init__(self) -> None:
+        if isinstance(self.refresh_every, str):  # from the command line
+            text = self.refresh_every.strip().lower()
+            self.refresh_every = int(text) if text.lstrip("-").isdigit() else None if text == "none" else text
+
+    @classmethod
+    def of(cls, options: object) -> RoastConfig:
+        """The configuration that is given as such, as a dictionary of its fields, or not at all (None).
 
         Raises:
-            ValueError: an option is out of range, or the model has no transformer blocks.
+            TypeError: it is something else.
+            ValueError: the dictionary has a key that is no field.
         """
-        groups = selective_param_groups(model, args.weight_decay, self.always_update)
-        for group in groups:
-            group["selective"] = group["selective"] and self.selective
+        if options is None or isinstance(options, RoastConfig):
+            return options or cls()
+        if not isinstance(options, Mapping):
+            raise TypeError(f"roast={options!r} is of type {type(options).__name__}: pass a RoastConfig")
+        known = [each.name for each in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"roast has no option {name!r}: it must be one of {known}")
+        return cls(**options)
+
+    def make_optimizer(self, model: nn.Module, args: TrainingArguments, **options: Any) -> RoastAdamW:
+        """The optimizer for the trainable parameters of ``model``.
+
+        Args:
+            model: whose transformer blocks are selective, if ``selective``.
+            args: learning rate, betas, eps, weight decay and seed.
+            **options: of :class:`.RoastAdamW`, which come before both.
+
+        Raises:
+            ValueError: an option is out of range, or the model has no transformer blocks and ``selective`` is True.
+        """
+        dtypes = {name: as_dtype(getattr(self, name)) for name in ("importance_dtype", "state_dtype")}
+        for name, dtype in dtypes.items():
+            if isinstance(dtype, str):
+                raise ValueError(f"{name}={dtype!r} is not the name of a torch dtype, such as 'float32'")
+        weight_decay = options.pop("weight_decay", args.weight_decay)
+        if options.get("selective", self.selective):
+            groups = selective_param_groups(model, weight_decay, self.always_update)
+        else:
+            groups = always_updated_param_groups(model, weight_decay)
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name in OPTIONS}
         of_trainer = {
             "lr": args.learning_rate,
@@ -77,17 +128,9 @@ class RoastConfig:
             "eps": args.adam_epsilon,
             "seed": args.seed,
         }
-        dtypes = {name: self._dtype(name) for name in ("importance_dtype", "state_dtype")}
-        return RoastAdamW(groups, **{**own, **of_trainer, **dtypes})
+        return RoastAdamW(groups, **{**own, **of_trainer, **dtypes, **options})
 
-    def _dtype(self, option: str) -> torch.dtype | None:
-        name = getattr(self, option)
-        dtype = getattr(torch, name, None) if name else None
-        if name and not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{option}={name!r} is not the name of a torch dtype, such as 'float32'")
-        return dtype
-
-    def make_adversary(self, model: nn.Module) -> _TrainerAdversary:
+    def make_adversary(self, model: nn.Module) -> AdversarialEmbedding:
         """The adversary of ``model``, which must not be wrapped, sharded or compiled yet.
 
         Raises:
@@ -95,8 +138,9 @@ class RoastConfig:
         """
         names = (
             "step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "embedding", "gradient",
+            "scale",
         )  # fmt: skip
-        return _TrainerAdversary(model, **{name: getattr(self, name) for name in names})
+        return AdversarialEmbedding(model, **{name: getattr(self, name) for name in names})
 
 
 class RoastCallback(TrainerCallback):
@@ -104,12 +148,15 @@ class RoastCallback(TrainerCallback):
 
     Pass it to the Trainer together with the optimizer::
 
-        Trainer(..., optimizers=(RoastAdamW(selective_param_groups(model, 0.01), lr=2e-5), None),
-                callbacks=[RoastCallback()])
+        Trainer(..., optimizers=(RoastAdamW(model, lr=2e-5, weight_decay=0.01), None), callbacks=[RoastCallback()])
 
-    Every end of an epoch refreshes the ranks, before a checkpoint is written there, unless the optimizer does so itself
-    (``refresh_every``). ``updated_share`` in the logs is the expected share of the trained elements that the next step
-    updates. Reports to TensorBoard and the like are written before callbacks that the user adds; they show it if the
+    or with ``optimizer_cls_and_kwargs=(RoastAdamW, {"model": model, "lr": 2e-5})``, which needs the model there: the
+    Trainer's own groups do not say what is selective.
+
+    With ``refresh_every=None`` every end of an epoch refreshes the ranks, before a checkpoint is written there.
+    ``updated_share`` in the logs is the share of the trained elements that the steps since the last log updated, by the
+    keep probabilities with which they drew: 1 before the first ranks. Training that ends without a single masked step
+    says so. Reports to TensorBoard and the like are written before callbacks that the user adds; they show it if the
     callback comes first (``trainer.callback_handler.callbacks.insert(0, RoastCallback())``), as in RoastTrainer.
 
     Raises:
@@ -125,6 +172,12 @@ class RoastCallback(TrainerCallback):
         """Check the optimizer."""
         roast_optimizer(kwargs["optimizer"])
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember with what share the step draws."""
+        self._share.before_step(roast_optimizer(kwargs["optimizer"]))
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refresh at the last step of an epoch: a checkpoint of that step is written before the epoch ends."""
         if state.epoch is not None and state.epoch.is_integer():
@@ -139,39 +192,51 @@ class RoastCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add ``updated_share`` to the logs of the training loss."""
         logs = kwargs["logs"]
-        if "loss" in logs:
-            logs["updated_share"] = state.log_history[-1]["updated_share"] = self._share.of(
-                roast_optimizer(kwargs["optimizer"])
-            )
+        if "loss" in logs and (share := self._share.of_steps()) is not None:
+            logs["updated_share"] = state.log_history[-1]["updated_share"] = share
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say if nothing was ever masked."""
+        warn_if_never_masked(roast_optimizer(kwargs["optimizer"]))
 
 
-class _TrainerAdversary(AdversarialEmbedding):
-    """Knows what became of the Trainer's ``num_items_in_batch``, the items of all accumulated micro-batches.
+class _Beginning(TrainerCallback):
+    """What a RoastTrainer does when model, data and optimizer are there and before the first step."""
 
-    Attributes:
-        given_divisor: what ``loss_fn`` divides its loss by; None: it averages.
-        loss_is_divided: whether the loss of the last call was divided by ``num_items_in_batch``.
-    """
+    def __init__(self, trainer: RoastTrainer) -> None:
+        self._trainer = trainer
 
-    given_divisor: Any = None
-    loss_is_divided: bool = False
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Match a scheduler that came from a plain Trainer, and measure importance."""
+        match_scheduler(kwargs["lr_scheduler"], kwargs["optimizer"])
+        if self._trainer.roast.measure_first and state.global_step == 0:
+            self._trainer.measure_importance()
 
-    def _labels_are_shifted(self, call: ModelCall) -> bool:
-        return call.labels_are_shifted  # whoever computes the loss, the Trainer's labels are the model's
 
-    def _differentiate(self, result: Any, call: Any, held: list[Tensor]) -> list[Tensor | None]:
-        gradients = super()._differentiate(result, call, held)
-        if self.loss_fn is not None:
-            result.loss_divisor = self.given_divisor
-        self.loss_is_divided = result.loss_divisor is not None
-        return gradients
+def _is_roast(optimizer: object) -> bool:
+    try:
+        roast_optimizer(optimizer)
+    except ValueError:
+        return False
+    return True
+
+
+def _loss_in(outputs: Any) -> Tensor:
+    """Where the Trainer looks for the loss."""
+    loss: Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+    return loss
 
 
 class RoastTrainer(Trainer):
     """A Trainer that trains with RoAST: :class:`.AdversarialEmbedding` computes its loss, :class:`.RoastAdamW` steps.
 
-    Use it like the Trainer. Evaluation is the Trainer's own. The ranks are refreshed at the end of every epoch, or
-    every ``roast.refresh_every`` optimizer steps. Resumed from a checkpoint, training continues bit for bit.
+    Use it like the Trainer. Evaluation is the Trainer's own. The ranks are refreshed as ``roast.refresh_every`` says;
+    with None, at the end of every epoch. Resumed from a checkpoint, training continues bit for bit. From one of a plain
+    Trainer it goes on with AdamW's moments, matched by the names of the parameters.
 
     The logs of the training loss gain ``task_loss``, ``adversarial_loss`` and ``consistency_loss`` (without their
     weights; ``loss`` is their weighted sum), ``updated_share`` (see :class:`RoastCallback`), and, if there were any,
@@ -179,37 +244,42 @@ class RoastTrainer(Trainer):
 
     Args:
         *args: of ``transformers.Trainer``.
-        roast: the options; None: the defaults.
-        **kwargs: of ``transformers.Trainer``. An optimizer passed in ``optimizers`` must be a RoastAdamW; then the
-            options of ``roast`` for the optimizer have no effect.
+        roast: the options, as a RoastConfig or a dictionary of its fields; None: the defaults.
+        **kwargs: of ``transformers.Trainer``. With an optimizer passed in ``optimizers``, which may be any, the options
+            of ``roast`` for the optimizer have no effect: with AdamW the adversary works alone.
 
     Attributes:
         adversary: computes the loss; made when training begins.
 
     Raises:
-        ValueError: another optimizer is asked for, or a way of training that cannot work: DataParallel (launch with
-            ``torchrun``), DeepSpeed or FSDP version 1, which flatten the parameters (use FSDP version 2).
+        ValueError: another optimizer is asked for in another way, or training in a way that cannot work: DataParallel
+            (launch with ``torchrun``), DeepSpeed or FSDP version 1, which flatten the parameters (use FSDP version 2).
     """
 
-    def __init__(self, *args: Any, roast: RoastConfig | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, roast: RoastConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.roast = roast if roast is not None else RoastConfig()
-        self.adversary: _TrainerAdversary | None = None
+        self.roast = RoastConfig.of(roast)
+        self._measuring = False
+        self.adversary: AdversarialEmbedding | None = None
+        self._objective: Tensor | None = None
         self._loss_sums: dict[str, Tensor] = {}
         self._first_summed_step = 0
         self._check_arguments()
-        if not any(isinstance(callback, RoastCallback) for callback in self.callback_handler.callbacks):
+        has_callback = any(isinstance(callback, RoastCallback) for callback in self.callback_handler.callbacks)
+        if not has_callback and (self.optimizer is None or _is_roast(self.optimizer)):
             self.callback_handler.callbacks.insert(0, RoastCallback())  # before those that report the logs
+        self.add_callback(_Beginning(self))
 
     def _check_arguments(self) -> None:
-        if self.optimizer is not None:
-            roast_optimizer(self.optimizer)
-        if self.optimizer_cls_and_kwargs is not None:
+        if self.optimizer_cls_and_kwargs is not None and self.optimizer_cls_and_kwargs[0] is not RoastAdamW:
             raise ValueError(
                 "optimizer_cls_and_kwargs: RoastTrainer makes its own optimizer; pass roast=RoastConfig(...)"
             )
-        if self.args.optim not in _ADAMW_NAMES:
-            raise ValueError(f"optim={self.args.optim!r}: RoastTrainer makes its own optimizer; leave optim out")
+        if self.args.optim not in _ADAMW_NAMES and self.optimizer is None:
+            raise ValueError(
+                f"optim={self.args.optim!r}: RoastTrainer makes its own optimizer; leave optim out, or pass yours in "
+                "optimizers="
+            )
         if self.args.n_gpu > 1:
             raise ValueError("RoastTrainer does not support DataParallel: launch one process per GPU with torchrun")
         fsdp_version = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 2) if self.is_fsdp_enabled else 2
@@ -227,10 +297,44 @@ class RoastTrainer(Trainer):
         model = self.model if model is None else model
         assert model is not None
         if self.optimizer is None:
-            self.optimizer = self.roast.make_optimizer(model, self.args)
+            options = dict(self.optimizer_cls_and_kwargs[1]) if self.optimizer_cls_and_kwargs is not None else {}
+            self.optimizer = self.roast.make_optimizer(options.pop("model", model), self.args, **options)
+            plain = PlainTrainerCheckpoint(model, self.get_decay_parameter_names(model), self.optimizer)
+            self.optimizer.register_load_state_dict_pre_hook(plain.matched)
         if self.adversary is None or unwrapped(self.adversary.model) is not unwrapped(model):
             self.adversary = self.roast.make_adversary(model)
         return self.optimizer
+
+    def measure_importance(self) -> None:
+        """One pass over the training data with the plain loss, in which nothing is updated, and a refresh.
+
+        The gradients are those that a step would see: accumulated, unscaled and clipped. Not more steps than training
+        takes. Global random numbers, and so the order of the data, are afterwards as they were.
+        """
+        stepping: Any = self.optimizer  # within Accelerate's wrapper, which knows the loss scale
+        model, roast, accumulation = (
+            self.model_wrapped,
+            roast_optimizer(stepping),
+            self.args.gradient_accumulation_steps,
+        )
+        self._measuring = True
+        try:
+            with same_random_numbers_after(self.args.device), roast.measure_importance():
+                batches = iter(self.get_train_dataloader())
+                for _ in range(self.state.max_steps):
+                    micro_batches, items = self.get_batch_samples(batches, accumulation, self.args.device)
+                    if not micro_batches:
+                        break
+                    self.current_gradient_accumulation_steps = len(micro_batches)
+                    for inputs in micro_batches:
+                        super().training_step(model, inputs, items)
+                    if self.args.max_grad_norm > 0:
+                        self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+                    stepping.step()
+                    model.zero_grad()
+        finally:
+            self._measuring = False
+        roast.refresh()
 
     def compute_loss(
         self,
@@ -240,20 +344,26 @@ class RoastTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective in training mode, otherwise the Trainer's loss."""
-        if self.adversary is None or not (model.training and torch.is_grad_enabled()):
+        if self.adversary is None or self._measuring or not (model.training and torch.is_grad_enabled()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.adversary.model = model
         if self.compute_loss_func is None and self.label_smoother is None:
+            self.adversary.loss_fn = None
             objective: Any = self.adversary
             loss, outputs = super().compute_loss(objective, inputs, True, num_items_in_batch)
-            if num_items_in_batch is not None and not self.adversary.loss_is_divided:
+            self._objective = _loss_in(outputs).detach()
+            if num_items_in_batch is not None and self.adversary.loss_divisor is None:
                 # Classifiers of transformers take num_items_in_batch and average over the micro-batch all the same.
                 loss = loss * (self._items(inputs["labels"]) / num_items_in_batch)
         else:
-            self.adversary.loss_fn = partial(self._given_loss, num_items_in_batch=num_items_in_batch)
-            self.adversary.given_divisor = num_items_in_batch
+            self.adversary.loss_fn = TaskLoss(
+                partial(self._given_loss, num_items_in_batch=num_items_in_batch),
+                divisor=num_items_in_batch,
+                labels_are_shifted=True,  # whoever computes the loss, the Trainer's labels are the model's
+            )
             outputs = self.adversary(**inputs)
-            loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+            loss = _loss_in(outputs)
+            self._objective = loss.detach()
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
@@ -269,24 +379,20 @@ class RoastTrainer(Trainer):
             return self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
         assert self.label_smoother is not None
         model: Any = self.accelerator.unwrap_model(self.model)
-        predicts_next = model.can_generate() and not model.config.is_encoder_decoder
-        return self.label_smoother(outputs, labels, shift_labels=predicts_next, num_items_in_batch=num_items_in_batch)
+        return self.label_smoother(
+            outputs, labels, shift_labels=predicts_next_label(model), num_items_in_batch=num_items_in_batch
+        )
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The Trainer's step; keeps the parts of the loss for the logs."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        assert self.adversary is not None
-        weights = {
-            "task": self.roast.clean_weight,
-            "adversarial": self.roast.adversarial_weight,
-            "consistency": self.roast.consistency_weight,
-        }
+        if self.adversary is None or self._objective is None:  # a subclass computes its loss in another way
+            return loss
         parts = {name: part.float() for name, part in self.adversary.last_losses.items()}
-        # The Trainer has scaled the objective for accumulation and processes, each of its versions in its own way.
-        objective = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        scale = torch.where(objective == 0, 1.0, loss / objective)
+        # The objective was scaled for items, accumulation and processes, in each version of the Trainer differently.
+        scale = torch.where(self._objective == 0, 1.0, loss / self._objective)
         if not self._loss_sums:
             self._first_summed_step = self.state.global_step
         for name, part in parts.items():

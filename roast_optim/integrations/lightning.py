@@ -7,11 +7,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..optimizer import RoastAdamW
-from .callbacks import UpdatedShare, refresh_at_epoch_end
+from .callbacks import UpdatedShare, refresh_at_epoch_end, warn_if_never_masked
 
 
 class RoastCallback(Callback):
-    """Refreshes the ranks at the end of every epoch and logs ``updated_share``.
+    """Logs ``updated_share``, and refreshes the ranks at the end of every epoch where the optimizer does not itself.
 
     ``configure_optimizers`` returns a :class:`.RoastAdamW`; ``training_step`` returns the loss of an
     :class:`.AdversarialEmbedding`, which is made in ``__init__``, before Lightning wraps or compiles the module::
@@ -25,11 +25,12 @@ class RoastCallback(Callback):
             return self.adversary(**batch).loss
 
         def configure_optimizers(self):
-            return RoastAdamW(selective_param_groups(self.model, weight_decay=0.01), lr=2e-5)
+            return RoastAdamW(self.model, lr=2e-5, weight_decay=0.01)
 
-    The refresh comes before a checkpoint of the epoch's last step is written; it is left to the optimizer if that was
-    made with ``refresh_every``. ``updated_share`` is the expected share of the trained elements that the next step
-    updates.
+    The refresh is left to the optimizer unless that was made with ``refresh_every=None``; it comes before a checkpoint
+    of the epoch's last step is written. ``updated_share`` is the share of the trained elements that the last step
+    updated, by the keep probabilities with which it drew: 1 before the first ranks. Training that ends without a single
+    masked step says so.
 
     Raises:
         ValueError: when training begins, unless exactly one of the optimizers is a RoastAdamW.
@@ -42,6 +43,11 @@ class RoastCallback(Callback):
         """Check the optimizers."""
         _roast_optimizer(trainer)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Remember with what share the step draws."""
+        if isinstance(optimizer, RoastAdamW):
+            self._share.before_step(optimizer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -49,11 +55,16 @@ class RoastCallback(Callback):
         optimizer = _roast_optimizer(trainer)
         if trainer.is_last_batch:
             refresh_at_epoch_end(optimizer)
-        pl_module.log("updated_share", self._share.of(optimizer))
+        if (share := self._share.of_steps()) is not None:
+            pl_module.log("updated_share", share)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refresh if the epoch ended before its last step."""
         refresh_at_epoch_end(_roast_optimizer(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if nothing was ever masked."""
+        warn_if_never_masked(_roast_optimizer(trainer))
 
 
 def _roast_optimizer(trainer: Trainer) -> RoastAdamW:

@@ -257,3 +257,46 @@ def refused(arguments: Step, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         arguments.run(native)
     assert_same_tensors(arguments, before)
+
+
+# ------------------------------------------------------------------------------------------------ what is said of them
+
+
+def noted(step: Step, grads: list[Tensor] | None = None) -> list[str]:
+    """The fallbacks of a plan after a step."""
+    plan = native.plan(step.rows)
+    plan.step(step.column("grad") if grads is None else grads, step.options)
+    return plan.fallbacks
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.T.contiguous().T
+
+
+@pytest.mark.parametrize("name", ["param", "exp_avg", "importance", "rank_code"])
+def test_a_tensor_that_is_not_contiguous_is_named_with_a_cure(name: str) -> None:
+    step = a_step([(SIZE,), (6, 8)])
+    setattr(step.rows[1], name, transposed(getattr(step.rows[1], name)))
+    (reason,) = noted(step)
+    assert reason.startswith(f"{name} is not contiguous")
+    assert "make the parameters contiguous" in reason
+
+
+def test_a_gradient_that_is_not_contiguous_is_said_of() -> None:
+    step = a_step([(SIZE,), (6, 8)])
+    step.rows[1].grad = transposed(step.rows[1].grad)
+    assert noted(step) == ["a gradient is not contiguous: call contiguous() on it before the step"]
+
+
+def test_overlapping_tensors_and_capturable_are_said_of() -> None:
+    step = a_step([(SIZE,)])
+    step.change(exp_avg_sq=step.rows[0].exp_avg)
+    (reason,) = noted(step)
+    assert "overlap in memory" in reason
+    (reason,) = noted(a_step([(SIZE,)], capturable=True))
+    assert "capturable=True serves CUDA graphs" in reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float32, torch.bfloat16], ids=str)
+def test_nothing_is_said_of_what_is_as_fast_as_it_can_be(dtype: torch.dtype) -> None:
+    assert noted(a_step([(SIZE,), (6, 8)], dtype=dtype, moment_dtype=dtype)) == []

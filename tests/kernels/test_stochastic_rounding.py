@@ -117,6 +117,24 @@ def test_the_bits_are_those_of_the_element_in_the_whole_parameter(
 
 @every_dtype
 @every_machine
+@pytest.mark.parametrize("count", [2**24, 2**33], ids=["that grows by two", "beyond 32 bits"])
+def test_the_bits_follow_step_counts_of_any_size(
+    count: int, backend: str, instruction_set: str | None, dtype: torch.dtype
+) -> None:
+    param = torch.randn(65536, generator=torch.Generator().manual_seed(0)).to(dtype)
+    step = a_step(dtype, POSITIONS[0], {"param": param.clone()}, lr=0.5, weight_decay=2.0**-9)
+    step.rows[0].step.fill_(count)
+    run(step, backend, instruction_set)
+    counted = int(step.rows[0].step)
+    assert count < counted <= count + 1024
+    words = rounding.words_of_step(SEED, 3, counted % 2**32, np.arange(65536))
+    exact = param.double().numpy() * (1 - 2.0**-10)
+    expected = rounding.stochastically_rounded(exact, rounding.halves(words)[0], FORMATS[dtype])
+    assert_same_numbers(step.rows[0].param, expected)
+
+
+@every_dtype
+@every_machine
 def test_the_first_moment_is_rounded_as_by_the_oracle(
     backend: str, instruction_set: str | None, dtype: torch.dtype
 ) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from roast_optim import RoastAdamW
 from roast_optim.options import OPTIONS
 from tests.oracles.roast_adamw import Group, ParameterState, RoastAdamWOracle
+from tests.support.devices import CPU, Places
 
 Shapes = Sequence[Sequence[tuple[int, ...]]]
 Gradients = list[list[npt.NDArray[np.floating] | None]]
@@ -27,7 +28,7 @@ _ORACLE_OPTIONS = tuple(field.name for field in fields(RoastAdamWOracle) if fiel
 class Pair:
     """The optimizer and the oracle with equal parameters, one list of shapes and one dictionary of options per group.
 
-    `layout` turns a new tensor into the tensor, of the same values, that becomes the parameter.
+    `layout` turns a new tensor into the one, of the same values, that is placed on `device` and becomes the parameter.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class Pair:
         dtype: torch.dtype = torch.float64,
         group_options: Sequence[dict[str, Any]] | None = None,
         layout: Layout = lambda tensor: tensor,
+        device: torch.device = CPU,
         **options: Any,
     ) -> None:
         self.random = np.random.default_rng(5)
-        self.dtype, self.layout = dtype, layout
+        self.dtype, self.layout, self.device = dtype, layout, device
         self.scales: list[list[npt.NDArray[np.float64]]] = []
         self.group_defaults = {key: value for key, value in options.items() if key in _GROUP_OPTIONS}
         group_options = group_options or [{} for _ in shapes]
@@ -97,7 +99,8 @@ class Pair:
         """Give the gradients to the optimizer's parameters."""
         for parameters, of_group in zip(self.parameters, gradients, strict=True):
             for parameter, gradient in zip(parameters, of_group, strict=True):
-                parameter.grad = None if gradient is None else torch.from_numpy(gradient.copy()).to(self.dtype)
+                new = None if gradient is None else torch.from_numpy(gradient.copy())
+                parameter.grad = None if new is None else new.to(self.device, self.dtype)
 
     def states(self) -> list[tuple[dict[str, Tensor], ParameterState | None]]:
         """The optimizer's and the oracle's state of every parameter."""
@@ -121,9 +124,10 @@ class Pair:
                 if group["selective"] and "importance" not in state:
                     assert not expected.importance.any()  # the group has become selective since its last gradient
                 elif group["selective"]:
-                    np.testing.assert_array_equal(state["importance"].float().numpy(), expected.importance)
+                    importance = state["importance"].float().cpu().numpy()
+                    np.testing.assert_array_equal(importance, expected.importance)
                     if group["refreshes"]:  # before the first refresh no rank code means anything
-                        np.testing.assert_array_equal(state["rank_code"].numpy(), expected.rank_code)
+                        np.testing.assert_array_equal(state["rank_code"].cpu().numpy(), expected.rank_code)
 
     def assert_same_masks(self) -> None:
         """The masks of the last step are equal exactly; needs beta1 = 0, whose first moment is the masked gradient."""
@@ -133,7 +137,7 @@ class Pair:
             assert group["betas"][0] == 0
             for parameter, expected, mask in zip(group["params"], oracle_group.states, masks, strict=True):
                 if expected is not None:
-                    kept = self.optimizer.state[parameter]["exp_avg"].numpy() != 0
+                    kept = self.optimizer.state[parameter]["exp_avg"].cpu().numpy() != 0
                     np.testing.assert_array_equal(kept, np.ones(kept.shape, bool) if mask is None else mask)
 
     def assert_close(self) -> None:
@@ -143,7 +147,7 @@ class Pair:
         tolerance = 1e-10 if self.dtype == torch.float64 else 1e-5 * largest
         for parameters, group in zip(self.parameters, self.oracle.groups, strict=True):
             for parameter, expected in zip(parameters, group.parameters, strict=True):
-                np.testing.assert_allclose(parameter.detach().double().numpy(), expected, rtol=0, atol=tolerance)
+                np.testing.assert_allclose(parameter.detach().cpu().double().numpy(), expected, rtol=0, atol=tolerance)
 
     def _gradient(self, scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         sign = self.random.choice([-1.0, 1.0], scale.shape)
@@ -152,6 +156,6 @@ class Pair:
     def _make_group(self, shapes: Sequence[tuple[int, ...]], options: dict[str, Any]) -> tuple[dict[str, Any], Group]:
         values = [torch.from_numpy(np.asarray(self.random.standard_normal(shape))).to(self.dtype) for shape in shapes]
         self.scales.append([np.exp(2 * np.asarray(self.random.standard_normal(shape))) for shape in shapes])
-        parameters = [torch.nn.Parameter(self.layout(value)) for value in values]
+        parameters = [torch.nn.Parameter(Places(self.device).of(self.layout(value))) for value in values]
         arrays = [value.double().numpy().copy() for value in values]
         return {"params": parameters, **options}, Group(arrays, **{**self.group_defaults, **options})

@@ -21,6 +21,7 @@ from tests.oracles.roast_adamw import Group
 from tests.roast_optim.comparison import Gradients, Pair
 from tests.roast_optim.layouts import LAYOUTS
 from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.devices import DEVICE
 
 Shape = tuple[int, ...]
 GRADIENT_KINDS = ["ordinary", "ordinary", "some missing", "zero", "tiny", "huge", "not finite"]
@@ -119,8 +120,13 @@ plans = st.builds(
 ).filter(can_be_exact)
 
 
+def global_random_state() -> list[Tensor]:
+    """Of the CPU and of the device of the tests."""
+    return [torch.get_rng_state(), *([] if DEVICE.type == "cpu" else [torch.cuda.get_rng_state(DEVICE)])]
+
+
 class RandomTraining:
-    """The optimizer and its oracle while a plan is carried out."""
+    """The optimizer, on the device of the tests, and its oracle while a plan is carried out."""
 
     def __init__(self, plan: Plan, backend: str) -> None:
         self.backend = backend
@@ -133,6 +139,7 @@ class RandomTraining:
             dtype=plan.dtype,
             group_options=[dict(options) for _, options in plan.groups],
             layout=lambda tensor: LAYOUTS[next(layouts)](tensor) if tensor.dim() else tensor,
+            device=DEVICE,
             **self.options,
         )
         self.steps = 0
@@ -147,14 +154,14 @@ class RandomTraining:
         gradients = self.gradients(kind)
         self.pair.set_gradients(gradients)
         before = [None if grad is None else grad.clone() for grad in self.all_gradients()]
-        random_state = torch.get_rng_state()
+        random_state = global_random_state()
         moments = [None if state is None else state.exp_avg.copy() for _, state in self.pair.states()]
         self.pair.optimizer.step()
         self.pair.oracle.step(gradients)
         self.steps += 1
         if self.options["betas"][0] == 0:
             self.check_masks(moments)
-        assert torch.equal(torch.get_rng_state(), random_state)
+        assert all(map(torch.equal, global_random_state(), random_state))
         for grad, copied in zip(self.all_gradients(), before, strict=True):
             assert (grad is None) == (copied is None)
             if grad is not None and copied is not None:
@@ -239,7 +246,7 @@ class RandomTraining:
                 moment = 0.0 if before is None else np.abs(before)
                 lost = np.abs(expected.exp_avg) < np.maximum(1e-6 * moment, 2.0**-126)
                 shown = ~lost | (expected.exp_avg == 0)
-                found = state["exp_avg"].numpy() != 0
+                found = state["exp_avg"].cpu().numpy() != 0
                 np.testing.assert_array_equal(found[shown], (expected.exp_avg != 0)[shown])
 
     def assert_close_to_rounded(self) -> None:
@@ -250,7 +257,7 @@ class RandomTraining:
                 largest = float(np.abs(finite).max()) if finite.size else 0.0
                 rounding = torch.finfo(self.pair.dtype).eps * (largest + 1)
                 np.testing.assert_allclose(
-                    parameter.detach().double().numpy(), expected, rtol=0, atol=(4 * self.steps + 1) * rounding
+                    parameter.detach().cpu().double().numpy(), expected, rtol=0, atol=(4 * self.steps + 1) * rounding
                 )
 
     # ------------------------------------------------------------------------------------------------------- helpers

@@ -14,7 +14,9 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from roast_optim import adversarial
 from roast_optim.adversarial import AdversarialEmbedding
+from roast_optim.perturbation import relative_length
 from tests.models import ARCHITECTURES, Architecture, PlainClassifier
 from tests.oracles.objective import Objective, counted_rows, objective, symmetric_divergence
 
@@ -442,3 +444,75 @@ def test_start_noise_divides_by_num_items_too() -> None:
     plain(**batch, num_items_in_batch=50)
     noisy(**batch, num_items_in_batch=50)
     torch.testing.assert_close(noisy.last_losses, plain.last_losses, rtol=1e-3, atol=0)
+
+
+LLAMA = transformers.LlamaConfig(
+    vocab_size=40, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, pad_token_id=1
+)
+
+
+@pytest.mark.parametrize("norm", ["linf", "sign", "l2"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "xlnet"])
+def test_a_relative_step_is_a_share_of_the_embedding_of_every_model(name: str, norm: str) -> None:
+    architecture = ARCHITECTURES[name]
+    model, batch = architecture.model(), architecture.batch()
+    adversary = AdversarialEmbedding(model, 0.125, norm=norm, scale="relative")
+    seen: list[Tensor] = []
+    module = model.get_submodule(adversary.embedding_name)
+    module.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    adversary(**batch).loss.backward()
+    shares = (seen[1] - seen[0]).norm(dim=-1) / seen[0].norm(dim=-1)
+    mask = batch["attention_mask"].T if architecture.tokens_first else batch["attention_mask"]
+    moved = shares > 0
+    assert moved.any()
+    assert not moved[mask == 0].any()
+    torch.testing.assert_close(shares[moved], torch.full_like(shares[moved], 0.125), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "share", "cure"),
+    [
+        (lambda: transformers.LlamaForCausalLM(LLAMA), "1[0-9][0-9]%", "step_size=0.00[12]"),
+        (lambda: PlainClassifier(), "[0-9]+%", ""),
+    ],
+    ids=["llama", "plain"],
+)
+def test_a_step_that_is_longer_than_a_quarter_of_the_embeddings_is_said_once(make: Any, share: str, cure: str) -> None:
+    torch.manual_seed(0)
+    model, batch = make().train(), ARCHITECTURES["gpt2_language_model"].batch()
+    plain = isinstance(model, PlainClassifier)
+    if plain:
+        batch["labels"] = torch.tensor([0, 1, 2])
+    adversary = AdversarialEmbedding(model, 3.0 if plain else 0.1, loss_fn=F.cross_entropy if plain else None)
+    message = rf"step_size=.* by {share} of their length.*{cure}.*step_size=0.03 with scale=.relative."
+    with pytest.warns(UserWarning, match=message) as caught:
+        losses = [adversary(**batch).loss for _ in range(3)]
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert all(loss.isfinite() for loss in losses)
+
+
+@pytest.mark.parametrize("options", [{}, {"step_size": 0.2, "scale": "relative"}, {"step_size": 0.0}], ids=str)
+def test_a_short_step_is_not_spoken_of(options: dict[str, Any]) -> None:
+    model, batch = ARCHITECTURES["bert"].model(), ARCHITECTURES["bert"].batch()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*step_size.*")
+        AdversarialEmbedding(model, **options)(**batch)
+
+
+def test_the_step_is_measured_until_there_is_one_and_three_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each measurement waits for the device."""
+    measured: list[float] = []
+
+    def measure(perturbed: Tensor, embedding: Tensor) -> float:
+        measured.append(relative_length(perturbed, embedding))
+        return measured[-1]
+
+    monkeypatch.setattr(adversarial, "relative_length", measure)
+    model, batch = ARCHITECTURES["bert"].model(), ARCHITECTURES["bert"].batch()
+    for step_size, expected in ((0.1, 1), (0.0, 3)):
+        adversary = AdversarialEmbedding(model, step_size)
+        measured.clear()
+        for _ in range(5):
+            adversary(**batch)
+        assert len(measured) == expected

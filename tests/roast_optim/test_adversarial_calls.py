@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -224,13 +225,16 @@ def test_multiple_choice_flattens_its_mask() -> None:
     assert AdversarialEmbedding(model)(**choices, labels=torch.tensor([0, 1])).loss.isfinite()
 
 
-def test_a_mask_that_does_not_fit_is_refused() -> None:
+def test_a_mask_that_does_not_fit_is_left_aside_and_that_is_said_once() -> None:
     model, batch = PlainClassifier(), BERT.batch()
     model.forward = lambda input_ids, attention_mask: PlainClassifier.forward(model, input_ids)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"attention_mask of shape \(3, 5\).*\(3, 6, 16\).*\[batch, tokens\]"):
-        AdversarialEmbedding(model, loss_fn=F.cross_entropy)(
-            batch["input_ids"], attention_mask=batch["attention_mask"][:, 1:], labels=batch["labels"]
-        )
+    adversary = AdversarialEmbedding(model, loss_fn=F.cross_entropy)
+    mask = batch["attention_mask"][1:]
+    with pytest.warns(UserWarning, match=r"attention_mask of shape \(2, 6\).*'embedding', \(3, 6, 16\).*embedding="):
+        adversary(batch["input_ids"], attention_mask=mask, labels=batch["labels"]).loss.backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adversary(batch["input_ids"], attention_mask=mask, labels=batch["labels"])
 
 
 @pytest.mark.parametrize(
@@ -245,6 +249,7 @@ def test_a_mask_that_does_not_fit_is_refused() -> None:
         ("start_noise", -1e-5, "from 0 up"),
         ("norm", "linfinity", "'linf', 'sign', 'l2'"),
         ("gradient", "slow", "'exact', 'fast'"),
+        ("scale", "percent", "'absolute', 'relative'"),
         ("embedding", "words", 'None, "word" or a module'),
     ],
     ids=str,
@@ -259,7 +264,9 @@ def test_start_noise_and_fast_gradients_exclude_each_other() -> None:
         AdversarialEmbedding(BERT.model(), start_noise=1e-5, gradient="fast")
 
 
-@pytest.mark.parametrize(("argument", "value"), [("model", "bert"), ("loss_fn", "cross_entropy")])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("model", "bert"), ("loss_fn", "cross_entropy"), ("logits_fn", "logits")]
+)
 def test_an_argument_of_the_wrong_type_is_refused(argument: str, value: Any) -> None:
     arguments = {"model": PlainClassifier(), argument: value}
     with pytest.raises(TypeError, match=f"{argument}='{value}'"):

@@ -1,5 +1,7 @@
 """PyTorch's own database of optimizer cases: every AdamW input, error input and schedule of it, on each backend.
 
+Parameters lie on the device of the tests, so that the database also has what it has for GPUs alone.
+
 Left out are the error inputs that name foreach, an implementation that RoastAdamW does not have. Its options foreach,
 fused and differentiable are tested with the other options.
 """
@@ -12,20 +14,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.testing._internal.common_optimizers import optim_db
 
 from roast_optim import RoastAdamW
 from tests.roast_optim.layouts import LAYOUTS
 from tests.roast_optim.snapshot import assert_same_bits
+from tests.support.devices import CPU, DEVICE, Places
+from tests.support.torch_tests import optim_db
 
 ADAMW = next(info for info in optim_db if info.optim_cls is torch.optim.AdamW)
-INPUTS = ADAMW.optim_inputs_func(device="cpu")
+INPUTS = ADAMW.optim_inputs_func(device=str(DEVICE))
 ERROR_INPUTS = [
     case
-    for case in ADAMW.optim_error_inputs_func(device="cpu", dtype=torch.float32)
+    for case in ADAMW.optim_error_inputs_func(device=str(DEVICE), dtype=torch.float32)
     if "foreach" not in case.optimizer_error_input.kwargs
 ]
 STEPS = 12
+
+pytestmark = pytest.mark.one_in(4)
 
 
 @pytest.fixture(autouse=True)
@@ -37,18 +42,20 @@ def counted(count_case: Callable[[], None]) -> None:
 every_input = pytest.mark.parametrize("case", INPUTS, ids=lambda case: case.desc or "default")
 
 
-def parameters(dtype: torch.dtype, layout: str, shape: tuple[int, int] = (10, 5)) -> list[torch.nn.Parameter]:
+def parameters(
+    dtype: torch.dtype, layout: str, shape: tuple[int, int] = (10, 5), device: torch.device = DEVICE
+) -> list[torch.nn.Parameter]:
     """Weight and bias of the linear model that PyTorch's tests train, an empty parameter and a scalar."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
     rest = [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in ((shape[0],), (0,), ())]
-    return [torch.nn.Parameter(value) for value in (LAYOUTS[layout](weight), *rest)]
+    return [torch.nn.Parameter(Places(device).of(value)) for value in (LAYOUTS[layout](weight), *rest)]
 
 
 def set_gradients(params: list[torch.nn.Parameter], step: int, layout: str) -> None:
     generator = torch.Generator().manual_seed(100 + step)
     for index, param in enumerate(params):
-        gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(param.dtype)
+        gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(param.device, param.dtype)
         if layout == "expanded gradient":
             gradient = gradient.new_full((), 0.1 * (step + 1)).expand(param.shape)
         param.grad = None if (step + index) % 5 == 4 else gradient
@@ -118,31 +125,30 @@ def take_steps_alike(
 @every_input
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_input_trains_as_adamw(case: Any, dtype: torch.dtype, layout: str, backend: str) -> None:
-    assert_agree(*take_steps_alike(case, dtype, layout, backend), backend)
+def test_every_input_trains_as_adamw(case: Any, dtype: torch.dtype, layout: str, device_backend: str) -> None:
+    assert_agree(*take_steps_alike(case, dtype, layout, device_backend), device_backend)
 
 
 @every_input
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{"alpha": 0.6, "beta": 1.0}, {"alpha": 0.9, "beta": 10.0}, {"rescale": False}])
 def test_every_input_draws_the_same_masks_on_every_backend_and_layout(
-    case: Any, dtype: torch.dtype, options: dict[str, Any], backend: str
+    case: Any, dtype: torch.dtype, options: dict[str, Any], device_backend: str
 ) -> None:
     outcomes = []
-    for name, layout in (("reference", "contiguous"), *((backend, layout) for layout in LAYOUTS)):
-        if layout == "expanded gradient":
-            continue
-        params = parameters(dtype, layout)
+    on_device = [(device_backend, layout, DEVICE) for layout in LAYOUTS if layout != "expanded gradient"]
+    for name, layout, device in (("reference", "contiguous", CPU), *on_device):
+        params = parameters(dtype, layout, device=device)
         optimizer = RoastAdamW(params, **{**options_of(case), "betas": (0.0, 0.99)}, **options, backend=name)
         masks = []
         for step in range(STEPS):
             set_gradients(params, step, layout)
             optimizer.step()
             # Without a first moment, exp_avg is the masked gradient.
-            masks.append([optimizer.state[param]["exp_avg"] != 0 for param in params if param.grad is not None])
+            masks.append([optimizer.state[param]["exp_avg"].cpu() != 0 for param in params if param.grad is not None])
             if step % 4 == 3:
                 optimizer.refresh()
-        outcomes.append((masks, [optimizer.state[param]["rank_code"] for param in params]))
+        outcomes.append((masks, [optimizer.state[param]["rank_code"].cpu() for param in params]))
     first_masks, first_codes = outcomes[0]
     assert any(not mask.all() for step in first_masks for mask in step)
     for masks, codes in outcomes[1:]:
@@ -152,22 +158,22 @@ def test_every_input_draws_the_same_masks_on_every_backend_and_layout(
 
 @every_input
 @pytest.mark.parametrize("schedulers", ADAMW.scheduler_inputs, ids=lambda schedulers: f"{len(schedulers)} schedulers")
-def test_every_schedule_of_the_database(case: Any, schedulers: Any, backend: str) -> None:
-    ours, theirs, exact = take_steps_alike(case, torch.float32, "contiguous", backend, schedulers)
+def test_every_schedule_of_the_database(case: Any, schedulers: Any, device_backend: str) -> None:
+    ours, theirs, exact = take_steps_alike(case, torch.float32, "contiguous", device_backend, schedulers)
     assert float(ours.param_groups[0]["lr"]) == float(theirs.param_groups[0]["lr"])
-    assert_agree(ours, theirs, exact, backend)
+    assert_agree(ours, theirs, exact, device_backend)
 
 
 @pytest.mark.parametrize("case", ERROR_INPUTS, ids=lambda case: case.optimizer_error_input.desc)
-def test_every_error_input_raises_what_adamw_raises(case: Any, backend: str) -> None:
+def test_every_error_input_raises_what_adamw_raises(case: Any, device_backend: str) -> None:
     given = case.optimizer_error_input
-    params = [torch.nn.Parameter(torch.randn(1))] if given.params is None else given.params
+    params = [torch.nn.Parameter(torch.randn(1, device=DEVICE))] if given.params is None else given.params
     if issubclass(case.error_type, Warning):
         with pytest.warns(case.error_type, match=case.error_regex):
-            RoastAdamW(params, **options_of(given), backend=backend)
+            RoastAdamW(params, **options_of(given), backend=device_backend)
         return
     with pytest.raises(case.error_type) as raised:
-        RoastAdamW(params, **options_of(given), backend=backend)
+        RoastAdamW(params, **options_of(given), backend=device_backend)
     if given.kwargs:  # RoastAdamW checks its options itself, and names the wrong one
         assert next(name for name in ("weight_decay", "beta", "lr") if name in given.desc) in str(raised.value)
     else:  # the base class checks the parameters

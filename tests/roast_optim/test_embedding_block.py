@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from roast_optim.embedding_block import find_embedding_output, unwrapped
+from roast_optim.adversarial import AdversarialEmbedding
+from roast_optim.embedding_block import find_embedding_output
 from tests.models import ARCHITECTURES, HIDDEN, VOCABULARY, Architecture, PlainClassifier
 
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
@@ -89,7 +92,8 @@ def test_the_table_stands_in_where_no_module_returns_what_the_first_block_is_giv
         def forward(self, tokens: Tensor) -> Tensor:
             return self.parts["blocks"][0](self.parts["words"](tokens) + 1.0)
 
-    assert find_embedding_output(Sum(nn.Identity()), None).name == "parts.words"
+    with pytest.warns(UserWarning, match=r"'parts.words', the word-embedding table.*no module returns.*embedding="):
+        assert find_embedding_output(Sum(nn.Identity()), None).name == "parts.words"
 
 
 def test_a_module_that_runs_twice_before_the_first_block_is_passed_over() -> None:
@@ -98,7 +102,8 @@ def test_a_module_that_runs_twice_before_the_first_block_is_passed_over() -> Non
             steps = self.parts["steps"]
             return self.parts["blocks"][0](steps(steps(self.parts["words"](tokens)) + 1.0))
 
-    assert find_embedding_output(Twice(nn.Dropout(0.1)), None).name == "parts.words"
+    with pytest.warns(UserWarning, match="could not be found"):
+        assert find_embedding_output(Twice(nn.Dropout(0.1)), None).name == "parts.words"
 
 
 def test_a_model_that_draws_even_in_evaluation_mode_does_not_move_the_random_state() -> None:
@@ -119,7 +124,8 @@ def test_the_table_stands_in_where_two_tokens_cannot_be_sent_through_the_model()
             return super().forward(tokens) + image
 
     model = TwoInputs(nn.Dropout(0.1))
-    found = find_embedding_output(model, None)
+    with pytest.warns(UserWarning, match=r"could not be found \(TypeError: .*'image'"):
+        found = find_embedding_output(model, None)
     assert found.name == "parts.words"
     assert not found.tokens_first
     assert model.training
@@ -157,7 +163,29 @@ def test_a_model_without_embeddings_may_say_what_to_perturb() -> None:
     assert find_embedding_output(model, model[0]).name == "0"
 
 
-def test_wrappers_are_taken_off() -> None:
+@pytest.mark.parametrize("error", [NotImplementedError, AttributeError, None])
+def test_what_stands_in_for_a_table_that_is_not_told_is_said(error: type[Exception] | None) -> None:
+    class Hidden(PlainClassifier):
+        def get_input_embeddings(self) -> nn.Module:
+            if error is not None:
+                raise error
+            return nn.Embedding(2, 2)
+
+    with pytest.warns(UserWarning, match=r"get_input_embeddings\(\) of model=Hidden.*'embedding'.*pass embedding="):
+        assert find_embedding_output(Hidden(), None).name == "embedding"
+
+
+def test_an_encoder_decoder_without_an_encoder_of_its_own_is_searched_whole() -> None:
     model = PlainClassifier()
-    assert unwrapped(model) is model
-    assert unwrapped(torch.compile(model, backend="eager")) is model
+    model.config = SimpleNamespace(is_encoder_decoder=True)
+    assert find_embedding_output(model, None).name == "embedding"
+
+
+def test_the_whole_model_may_be_what_is_perturbed() -> None:
+    model = nn.Linear(HIDDEN, HIDDEN)
+    found = find_embedding_output(model, model)
+    assert (found.name, found.surroundings, found.table) == ("", (), None)
+    adversary = AdversarialEmbedding(
+        model, embedding=model, loss_fn=lambda output, labels: (output - labels).abs().mean()
+    )
+    adversary(torch.randn(2, 3, HIDDEN), labels=torch.zeros(2, 3, HIDDEN)).loss.backward()

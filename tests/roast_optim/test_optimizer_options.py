@@ -109,7 +109,7 @@ def test_signature_and_defaults_are_those_of_the_contract() -> None:
     parameters = inspect.signature(RoastAdamW).parameters
     expected = {
         "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False, "alpha": 0.9,
-        "beta": 10.0, "refresh_every": None, "mask_schedule": "step", "rescale": True, "selective": True,
+        "beta": 10.0, "refresh_every": "auto", "mask_schedule": "step", "rescale": True, "selective": True,
         "importance": "gradient", "importance_every": 1, "seed": 0, "state_dtype": None, "backend": "auto",
         "maximize": False, "capturable": False,
     }  # fmt: skip
@@ -123,7 +123,7 @@ def test_every_option_is_explained_once_and_documented_everywhere() -> None:
     document = RoastAdamW.__doc__ or ""
     assert "{" not in document.replace("\\frac{", "").replace("\\mathrm{", "")
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    own = OPTIONS.keys() - inspect.signature(torch.optim.AdamW).parameters.keys() - {"process_group"}
+    own = OPTIONS.keys() - inspect.signature(torch.optim.AdamW).parameters.keys() - {"process_group", "shared_ranks"}
     assert "alpha" in own
     for name, option in OPTIONS.items():
         assert f"\n        {name}: {option.help.split()[0]}" in document

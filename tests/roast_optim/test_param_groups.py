@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from roast_optim.param_groups import selective_param_groups, transformer_blocks
+from roast_optim.param_groups import always_updated_param_groups, selective_param_groups, transformer_blocks
 from tests.models import ARCHITECTURES, HIDDEN, Architecture, PlainClassifier
 
 # Names of what lies in a block. The package knows none of them.
@@ -292,3 +292,21 @@ def test_a_model_with_heads_for_pretraining() -> None:
     selective = names_in(model, selective_param_groups(model, 0.01), selective=True)
     assert all("encoder.layer" in name for name in selective)
     assert selective
+
+
+@pytest.mark.parametrize("make", [PlainClassifier, ARCHITECTURES["bert"].model], ids=["without blocks", "with blocks"])
+def test_without_selection_any_model_has_groups(make: Any) -> None:
+    model = make()
+    next(model.parameters()).requires_grad_(False)
+    groups = always_updated_param_groups(model, 0.01)
+    assert [(group["weight_decay"], group["selective"]) for group in groups] == [(0.01, False), (0.0, False)]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, others = ({names[parameter] for parameter in group["params"]} for group in groups)
+    assert decayed | others == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not decayed & others
+    assert all("bias" in name or "Norm" in name for name in others)
+
+
+def test_without_selection_there_is_no_empty_group() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    assert [len(group["params"]) for group in always_updated_param_groups(model, 0.01)] == [1]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roast_optim.perturbation import NORMS, perturbation, token_mask
+from roast_optim.perturbation import NORMS, perturbation, perturbed_embedding, relative_length, row_lengths
 
 norms = pytest.mark.parametrize("norm", NORMS)
 
@@ -93,33 +93,40 @@ def test_rows_of_two_dimensions_are_samples() -> None:
     assert nonfinite == 1
 
 
-MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
+@norms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_relative_step_is_a_share_of_each_embedding(norm: str, dtype: torch.dtype) -> None:
+    embedding = (some_gradient(1) * torch.tensor([1e-3, 0.0, 1.0, 50.0]).unsqueeze(-1)).to(dtype)
+    gradient = some_gradient().to(torch.promote_types(dtype, torch.float32))
+    tokens = torch.ones(3, 4, dtype=torch.bool)
+    tokens[2, 3] = False
+    moved, _ = perturbed_embedding(embedding, gradient, 0.25, norm, scale="relative", tokens=tokens)
+    assert moved.dtype == dtype
+    shares = row_lengths(moved.double() - embedding.double()) / row_lengths(embedding.double()).clamp(min=1e-30)
+    expected = torch.where(tokens, 0.25, 0.0)
+    expected[:, 1] = 0.0  # an embedding of zeros has no length
+    tolerance = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-9}[dtype]
+    torch.testing.assert_close(shares.squeeze(-1), expected.double(), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
-@pytest.mark.parametrize("expected_layout", [False, True])
-def test_the_shape_tells_the_layout(dtype: torch.dtype, expected_layout: bool) -> None:
-    mask, tokens_first = token_mask(MASK.to(dtype), torch.Size([2, 3, 5]), expected_layout)
-    assert not tokens_first
-    assert torch.equal(mask, MASK.bool())
-    mask, tokens_first = token_mask(MASK.to(dtype), torch.Size([3, 2, 5]), expected_layout)
-    assert tokens_first
-    assert torch.equal(mask, MASK.T.bool())
+@norms
+def test_a_relative_step_has_the_direction_of_an_absolute_one(norm: str) -> None:
+    gradient = some_gradient()
+    absolute, _ = perturbation(gradient, 0.1, norm)
+    relative, _ = perturbation(gradient, 0.1, norm, lengths=torch.rand(3, 4, 1) + 1)
+    torch.testing.assert_close(torch.cosine_similarity(absolute, relative, dim=-1), torch.ones(3, 4))
 
 
-@pytest.mark.parametrize("expected_layout", [False, True])
-def test_a_square_mask_has_the_layout_that_is_expected(expected_layout: bool) -> None:
-    square = torch.tensor([[1, 1], [1, 0]]).triu()
-    mask, tokens_first = token_mask(square, torch.Size([2, 2, 5]), expected_layout)
-    assert tokens_first == expected_layout
-    assert torch.equal(mask, (square.T if expected_layout else square).bool())
+@norms
+@given(exponent=st.integers(-120, 120))
+def test_a_relative_step_does_not_depend_on_the_scale_of_the_gradient(norm: str, exponent: int) -> None:
+    lengths = row_lengths(some_gradient(1))
+    step, _ = perturbation(some_gradient() * 2.0**exponent, 0.1, norm, lengths=lengths)
+    assert torch.equal(step, perturbation(some_gradient(), 0.1, norm, lengths=lengths)[0])
 
 
-def test_several_sequences_per_sample_are_flattened() -> None:
-    mask, _ = token_mask(MASK.view(1, 2, 3), torch.Size([2, 3, 5]), False)
-    assert torch.equal(mask, MASK.bool())
-
-
-def test_a_mask_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"attention_mask of shape \(2, 3\).*\(2, 4, 5\).*\[batch, tokens\]"):
-        token_mask(MASK, torch.Size([2, 4, 5]), False)
+def test_the_relative_length_is_that_of_the_tokens_that_moved() -> None:
+    embedding = torch.tensor([[[3.0, 4.0], [100.0, 0.0]]])
+    moved = embedding + torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    assert relative_length(moved, embedding) == pytest.approx(0.2)
+    assert relative_length(embedding, embedding) == 0.0

@@ -22,7 +22,8 @@ def an_optimizer(
     numel: int, backend: str, dtype: torch.dtype, values: float = 1.0, **options: Any
 ) -> tuple[nn.Parameter, RoastAdamW]:
     param = nn.Parameter(torch.full((numel,), values, dtype=dtype))
-    return param, RoastAdamW([param], **{"lr": 1e-4, "weight_decay": 0.0, "backend": backend, **options})
+    usual = {"lr": 1e-4, "weight_decay": 0.0, "selective": True, "refresh_every": None, "backend": backend}
+    return param, RoastAdamW([param], **{**usual, **options})
 
 
 def train(param: nn.Parameter, optimizer: RoastAdamW, steps: int) -> Tensor:
@@ -197,8 +198,8 @@ def test_where_nothing_has_16_bits_it_says_once_that_it_changes_nothing(backend:
     ("name", "value", "cure"),
     [
         ("stochastic_rounding", "yes", "True or False"),
-        ("importance_dtype", torch.float16, r"one of \(torch.float32, torch.bfloat16\)"),
-        ("importance_dtype", "bfloat16", r"one of \(torch.float32, torch.bfloat16\)"),
+        ("importance_dtype", torch.float16, r"one of \(torch.float32, torch.bfloat16\), or the name of one"),
+        ("importance_dtype", "bfloat", r"one of \(torch.float32, torch.bfloat16\), or the name of one"),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: object, cure: str, backend: str) -> None:

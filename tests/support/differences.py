@@ -1,9 +1,30 @@
-"""Where two tensors differ, in words."""
+"""Where two tensors differ, in words, and by how many units of the last place."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+UNITS = "units of "  # how a property of a test begins that tells a largest difference
+# The largest differences that `record_units` was told in this test, by name.
+LARGEST_UNITS: dict[str, float] = {}
+_INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
+_INTEGERS[torch.float16] = torch.int16
+
+
+def units_apart(actual: Tensor, expected: Tensor, scale: Tensor) -> float:
+    """The largest difference in units of the last place that numbers as large as ``scale`` have; NaN and inf apart."""
+    magnitude = scale.abs().clamp(min=torch.finfo(scale.dtype).tiny)
+    following = (magnitude.view(_INTEGERS[scale.dtype]) + 1).view(scale.dtype)
+    units = (actual.double() - expected.double()).abs() / (following.double() - magnitude.double())
+    units = units[units.isfinite()]
+    return float(units.max()) if units.numel() else 0.0
+
+
+def record_units(name: str, actual: Tensor, expected: Tensor, scale: Tensor) -> None:
+    """Keep the largest difference of that name, for the summary of the run; see :func:`units_apart`."""
+    name = f"{name}, {str(expected.dtype).removeprefix('torch.')}"
+    LARGEST_UNITS[name] = max(LARGEST_UNITS.get(name, 0.0), units_apart(actual, expected, scale))
 
 
 def first_difference(actual: Tensor, expected: Tensor, tolerance: Tensor | float = 0.0) -> str | None:

@@ -21,6 +21,7 @@ REPLAYS, REPLAYS_IN_DRY_RUN = 20, 2
 WORKLOAD = "110M"
 SMALLER = "25M"
 
+CAPTURABLE: Mapping[str, Any] = {"capturable": True, "refresh_every": None}
 # What a replay, which runs no Python, would get wrong: one step count and one mask for ever; the draw of one refresh;
 # importance at every step or at none; no refresh. The word is what an error has to name.
 IMPOSSIBLE: Mapping[str, dict[str, Any]] = {
@@ -39,20 +40,20 @@ def graph(report: Report) -> None:
     with report.going_on("time of a replay"):
         time_of_a_replay(report)
     for name, options in list(IMPOSSIBLE.items())[: 1 if report.dry_run else None]:
-        right_or_refused(report, name, {"capturable": True, **options}, ranked=True)
-    right_or_refused(report, BEFORE_RANKS, {"capturable": True}, ranked=False)
+        right_or_refused(report, name, {**CAPTURABLE, **options}, ranked=True)
+    right_or_refused(report, BEFORE_RANKS, CAPTURABLE, ranked=False)
 
 
 def replays_equal_eager_steps(report: Report) -> None:
     """As many as there are, with newer ranks after half of them."""
-    differing = differing_tensors(report, WORKLOAD, {"capturable": True}, ranked=True)
+    differing = differing_tensors(report, WORKLOAD, CAPTURABLE, ranked=True)
     if differing:
         report.wrong("replays", f"{len(differing)} tensors differ from eager steps: {', '.join(differing[:5])}")
     else:
         report.measured("replays", replays=_replays(report), differing_tensors=0)
 
 
-def differing_tensors(report: Report, workload: str, options: dict[str, Any], *, ranked: bool) -> list[str]:
+def differing_tensors(report: Report, workload: str, options: Mapping[str, Any], *, ranked: bool) -> list[str]:
     """What differs after as many replays as an equal optimizer took eager steps, with a refresh of both between.
 
     The first half is taken with the ranks of the capture, the second with newer ones.
@@ -75,14 +76,14 @@ def differing_tensors(report: Report, workload: str, options: dict[str, Any], *,
 
 def time_of_a_replay(report: Report) -> None:
     """A replay beside the same step without a graph."""
-    eager, captured = (_optimizer(report, WORKLOAD, {"capturable": True}, ranked=True) for _ in range(2))
+    eager, captured = (_optimizer(report, WORKLOAD, CAPTURABLE, ranked=True) for _ in range(2))
     contestants = [Contestant("replay", capture(captured, report)), Contestant("eager step", eager.step)]
     times = in_turn(contestants, report)
     for contestant in contestants:
         report.measured(contestant.name, **figures(contestant, times, opponent="eager step"))
 
 
-def right_or_refused(report: Report, name: str, options: dict[str, Any], *, ranked: bool) -> None:
+def right_or_refused(report: Report, name: str, options: Mapping[str, Any], *, ranked: bool) -> None:
     """A capture whose replays would differ from eager steps must raise, and name what stands in the way."""
     set_to = ", ".join(f"{option}={value!r}" for option, value in options.items() if option == name)
     what = f"capture with {set_to}" if ranked else "capture before the first refresh"
@@ -113,7 +114,7 @@ def capture(optimizer: RoastAdamW, report: Report) -> Callable[[], object]:
     return recorded.replay
 
 
-def _optimizer(report: Report, workload: str, options: dict[str, Any], *, ranked: bool) -> RoastAdamW:
+def _optimizer(report: Report, workload: str, options: Mapping[str, Any], *, ranked: bool) -> RoastAdamW:
     """Stepped once, since a capture needs compiled kernels and state."""
     parameters = make_parameters(shapes_of(workload, report), report.device)
     if ranked:

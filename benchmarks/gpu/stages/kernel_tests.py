@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..outcomes import ERROR, FAILED, FILE_VARIABLE, OUTCOMES, PASSED
@@ -17,8 +17,14 @@ from ..report import Report, run_stage
 from ..runner import ROOT
 
 DEVICE_VARIABLE = "ROAST_TEST_DEVICE"
-TESTS = ("tests/kernels", "tests/roast_optim/test_conformity.py", "tests/roast_optim/test_random_training.py")
-TESTS_IN_DRY_RUN = ("tests/kernels/triton_interpreted/test_optimizer.py", "-k", "measured or checkpoint")
+# What places its tensors on the device of the tests, the longest first.
+TESTS = (
+    "tests/roast_optim/test_random_training.py",
+    "tests/kernels/triton",
+    "tests/kernels/test_backends.py",
+    "tests/roast_optim/test_conformity.py",
+)
+TESTS_IN_DRY_RUN = ("tests/kernels/triton/test_optimizer.py", "-k", "measured or checkpoint")
 PROCESSES, PROCESSES_IN_DRY_RUN = 8, 1
 FOR_THE_ROWS = 3.0  # seconds before the limit at which tests that are not done are killed
 NAMED = 12  # failures that get a row of their own
@@ -38,7 +44,9 @@ def kernel_tests(report: Report) -> None:
             seconds=report.seconds_left() - FOR_THE_ROWS,
         )
         lines = file.read_text().splitlines() if file.exists() else []
-    say(report, [json.loads(line) for line in lines], code)
+    written = [json.loads(line) for line in lines]
+    say(report, [each for each in written if "outcome" in each], code)
+    say_units(report, [each["units"] for each in written if "units" in each])
 
 
 def run_pytest(tests: Sequence[str], *, processes: int, device: str, outcomes: Path, seconds: float) -> int | None:
@@ -74,6 +82,14 @@ def say(report: Report, outcomes: Sequence[Outcome], code: int | None) -> None:
         report.wrong("end of the tests", "the tests did not come to their end in time")
     elif code not in (0, 1):
         report.wrong("end of the tests", f"pytest ended with status {code}; its last words are in the log")
+
+
+def say_units(report: Report, units: Sequence[Mapping[str, float]]) -> None:
+    """A row: the largest differences from the reference by name, in units of the last place."""
+    names = sorted({name for each in units for name in each})
+    if names:
+        largest = {name.replace(", ", "_"): max(each.get(name, 0.0) for each in units) for name in names}
+        report.measured("units of the last place", **largest)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def _exact_differences(ours: RoastAdamW, theirs: RoastAdamW) -> Iterator[str]:
                 group["beta"],
                 seed=OPTIONS["seed"],
                 draw_number=group["refreshes"] if by_refresh else int(expected["step"]),
-                placement=theirs.placements[other],
+                position=theirs.positions[other],
             )
             if not torch.equal(kept, wanted):
                 yield f"the mask of parameter {index} is not keep_mask's"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from roast_optim.evaluation.errors import UserError
+
 from ..data import Task
-from ..errors import UserError
 from ..options import check_options
 from ..training import Method
 from .candidate import Candidate

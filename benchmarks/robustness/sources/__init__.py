@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from roast_optim.evaluation.errors import UserError
+
 from ..data import Suite, Task
-from ..errors import UserError
 from .demo import load_demo
 from .folder import MANIFEST, is_file, load_folders
 from .hub import load_hub

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from roast_optim.evaluation.errors import UserError
+
 from ..data import EvaluationSet, Suite, Task, labelled, sample, split, unlabelled
-from ..errors import UserError
 from .docstrings import docstring_paragraphs
 
 HELD_OUT = 1000  # rows each of validation and in-distribution test

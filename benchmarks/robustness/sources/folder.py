@@ -25,8 +25,10 @@ from typing import NamedTuple
 
 from datasets import Dataset
 
-from ..data import TASKS, EvaluationSet, Role, Suite, Task, labelled, split, unlabelled
-from ..errors import UserError
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.sets import Role
+
+from ..data import TASKS, EvaluationSet, Suite, Task, labelled, split, unlabelled
 
 MANIFEST = "MANIFEST.tsv"
 MANIFEST_COLUMNS = ("file", "task", "role", "rows", "source", "licence")

@@ -11,8 +11,10 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 
-from ..data import EvaluationSet, Role, Suite, Task, labelled, sample, split, unlabelled
-from ..errors import UserError
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.sets import Role
+
+from ..data import EvaluationSet, Suite, Task, labelled, sample, split, unlabelled
 
 MOST_ROWS = 5000  # some of these sets have hundreds of thousands of rows
 

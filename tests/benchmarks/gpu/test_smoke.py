@@ -58,20 +58,20 @@ def test_smoke_finds_every_deviation(monkeypatch: pytest.MonkeyPatch, fault: dic
     assert any(says in each for each in differences), differences
 
 
-def test_smoke_finds_another_placement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smoke_finds_another_position(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in STEP_CASES if case.name == "offsets that pass 2^34")
     made: list[RoastAdamW] = []
 
     def without_its_upper_bits(case: StepCase, backend: str, device: torch.device) -> RoastAdamW:
         made.append(optimizer := cases.optimizer_of(case, backend, device))
         if len(made) == 1:
-            for parameter, place in optimizer.placements.items():
-                optimizer.placements[parameter] = place._replace(first_index=place.first_index % 2**34)
+            for parameter, place in optimizer.positions.items():
+                optimizer.positions[parameter] = place._replace(first_index=place.first_index % 2**34)
         return optimizer
 
     monkeypatch.setattr(smoke, "optimizer_of", without_its_upper_bits)
     first_index = 2**34 + 2
-    _, differences = smoke.compare_steps(replace(case, placement=cases._run(first_index)), CPU, "reference")
+    _, differences = smoke.compare_steps(replace(case, position=cases._run(first_index)), CPU, "reference")
     assert any("mask of parameter 0 differs" in each for each in differences), differences
 
 

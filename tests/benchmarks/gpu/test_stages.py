@@ -114,6 +114,23 @@ def test_every_outcome_is_written_down_with_its_reason(tmp_path: Path) -> None:
     assert len(outcomes) == 6
 
 
+def test_the_largest_differences_of_all_tests_are_one_row(tmp_path: Path, report: Report) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('units', [2.0, 0.5])\n"
+        "def test_values(units, record_property): record_property('units of step, param, float32', units)\n"
+        "def test_others(record_property): record_property('units of step, exp_avg, float32', 1.0)\n"
+    )
+    file = tmp_path / "outcomes"
+    code = kernel_tests.run_pytest([str(tmp_path)], processes=0, device="cpu", outcomes=file, seconds=60.0)
+    assert code == 0
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len([each for each in written if "outcome" in each]) == 3
+    kernel_tests.say_units(report, [each["units"] for each in written if "units" in each])
+    (row,) = rows(report)
+    assert row["figures"] == {"step_param_float32": 2.0, "step_exp_avg_float32": 1.0}
+
+
 @pytest.mark.parametrize(
     ("outcomes", "code", "wrong"),
     [

@@ -1,63 +1,17 @@
-"""A tiny BERT and tiny data, made on the spot: words of the vocabulary decide the label."""
+"""Tiny data folders and models for the tests of the study."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from benchmarks.robustness.data import TASKS, Suite
-from benchmarks.robustness.models import Classifier, load_classifier
+from benchmarks.robustness.models import load_classifier
 from benchmarks.robustness.sources.folder import MANIFEST_COLUMNS, load_folders
-
-GOOD = ("great", "lovely", "superb", "moving")
-BAD = ("awful", "boring", "tedious", "clumsy")
-OTHER = ("film", "story", "actors", "music", "scene", "ending", "plot", "this", "that", "really")
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-
-
-def sentences(count: int, seed: int) -> list[tuple[str, int]]:
-    """Sentences of 3 to 9 words with one word that gives the label."""
-    draw = random.Random(seed)
-    rows = []
-    for number in range(count):
-        words = [*draw.choices(OTHER, k=draw.randint(2, 8)), draw.choice(GOOD if number % 2 else BAD)]
-        draw.shuffle(words)
-        rows.append((" ".join(words), number % 2))
-    return rows
-
-
-def save_model(folder: Path, *, labels: int | None = None, dropout: float = 0.1) -> Path:
-    """A BERT of two layers and 32 dimensions with a word tokenizer; with `labels`, a trained classifier of so many."""
-    words = (*SPECIAL, *GOOD, *BAD, *OTHER)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=word_tokenizer(words),
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-    )  # fmt: skip
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    if labels is not None:
-        config.num_labels = labels
-    model = BertModel(config) if labels is None else BertForSequenceClassification(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def word_tokenizer(words: tuple[str, ...]) -> Tokenizer:
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return tokenizer
+from roast_optim.evaluation.classifier import Classifier
+from tests.support.tiny_classifier import save_model, sentences
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.robustness.data import TASKS, Suite
-from benchmarks.robustness.errors import UserError
 from benchmarks.robustness.sources import load_suite
 from benchmarks.robustness.sources.folder import load_folders, read_tsv
+from roast_optim.evaluation.errors import UserError
 
 SENTIMENT, ENTAILMENT = TASKS["sentiment"], TASKS["entailment"]
 Files = dict[str, tuple[str, str, str, str]]

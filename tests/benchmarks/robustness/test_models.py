@@ -11,9 +11,11 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.robustness.data import TASKS, Texts
-from benchmarks.robustness.errors import UserError
-from benchmarks.robustness.models import Classifier, TrainingBatches, load_classifier
+from benchmarks.robustness.data import TASKS
+from benchmarks.robustness.models import TrainingBatches, load_classifier
+from roast_optim.evaluation.classifier import Classifier
+from roast_optim.evaluation.errors import UserError
+from roast_optim.evaluation.sets import Texts
 
 SENTIMENT, ENTAILMENT = TASKS["sentiment"], TASKS["entailment"]
 TEXTS: list[Texts] = [("this film is really great , lovely and superb",), ("awful",), ("a tedious story",)] * 20
@@ -114,3 +116,10 @@ def test_weights_that_cannot_be_read_are_told_and_no_pickle_runs(
 class RunsWhenLoaded:
     def __reduce__(self) -> Any:
         return print, ("it ran",)
+
+
+def test_a_model_without_its_tokenizer_is_named(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model_folder / name, tmp_path / name)
+    with pytest.raises(UserError, match="comes without its tokenizer"):
+        load_classifier(str(tmp_path), TASKS["sentiment"], 16, 0)

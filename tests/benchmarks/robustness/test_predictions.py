@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.robustness.attack import Swap, apply_swaps, swaps_between
 from benchmarks.robustness.data import Suite
-from benchmarks.robustness.errors import DivergedError, UserError
+from benchmarks.robustness.errors import DivergedError
 from benchmarks.robustness.evaluation import evaluate, score_predictions
-from benchmarks.robustness.models import Classifier
 from benchmarks.robustness.predictions import (
     ATTACK,
     load_predictions,
@@ -20,6 +18,9 @@ from benchmarks.robustness.predictions import (
     stored,
     with_swaps,
 )
+from roast_optim.evaluation.attack import Swap, apply_swaps, swaps_between
+from roast_optim.evaluation.classifier import Classifier
+from roast_optim.evaluation.errors import UserError
 
 
 def test_stored_predictions_give_the_scores_of_the_run(classifier: Classifier, suite: Suite, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from rich.console import Console
 
 from benchmarks.robustness import frozen_attack, looks, protocol
 from benchmarks.robustness.data import Suite
-from benchmarks.robustness.errors import DivergedError, UserError
+from benchmarks.robustness.errors import DivergedError
+from benchmarks.robustness.look import look
 from benchmarks.robustness.protocol import Protocol, claim, work
-from benchmarks.robustness.regimes import REGIMES, Regime, by_rate
+from benchmarks.robustness.regimes import REGIMES, Derived, Regime, Trial, by_rate
 from benchmarks.robustness.runs import read_runs
 from benchmarks.robustness.trials_table import trials_table
+from roast_optim.evaluation.errors import UserError
 
 RATES = (1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3)
 
@@ -27,6 +29,11 @@ def regime(model_folder: Path) -> Regime:
         task="sentiment", train_rows=32, epochs=1, domains=("elsewhere", "tricky"), rows=10, attack_rows=4,
         model=str(model_folder),
         trials={"plain": by_rate("plain", *RATES), "lp_ft": by_rate("lp_ft", *RATES)}, precision="float32",
+        others={
+            "plain (longer)": Trial("plain", {"learning_rate": 1e-3}, epochs=2),
+            "plain (rate of lp_ft)": Derived("lp_ft", method="plain"),
+            "lp_ft (shorter)": Derived("lp_ft", {"probing_epochs": 2}),
+        },
     )  # fmt: skip
 
 
@@ -157,16 +164,24 @@ def test_the_looks_spend_the_error_rate_and_no_more() -> None:
     assert looks.spent(1.0) == pytest.approx(0.05)
 
 
+def test_controls_follow_from_the_setting_that_was_chosen(made: Protocol) -> None:
+    assert made.setting("lp_ft (shorter)") is None
+    for _ in range(3):
+        settle(made, {rate: 0.5 + rate for rate in RATES})
+    assert made.setting("lp_ft (shorter)") == Trial("lp_ft", {"learning_rate": 0.006, "probing_epochs": 2})
+    assert made.setting("plain (rate of lp_ft)") == Trial("plain", {"learning_rate": 0.006})
+
+
 @pytest.mark.parametrize("name", REGIMES)
 def test_every_method_of_a_regime_has_six_settings_that_exist(name: str) -> None:
     regime = REGIMES[name]
     for method, trials in regime.trials.items():
         assert len({trial.changes() for trial in trials}) == 6, method
-        for trial in trials:
-            assert trial.method == method
-            protocol.method_settings(protocol.Settings(task=regime.task, methods=(method,), changes=trial.changes()))[
-                0
-            ].create(protocol.TASKS[regime.task])
+        others = [other.trial(trials[0]) for other in regime.others.values() if getattr(other, "of", None) == method]
+        for trial in (*trials, *others):
+            protocol.method_settings(
+                protocol.Settings(task=regime.task, methods=(trial.method,), changes=trial.changes())
+            )[0].create(protocol.TASKS[regime.task])
 
 
 def test_the_status_tells_every_setting_its_columns_and_the_chosen_one(made: Protocol) -> None:
@@ -178,3 +193,47 @@ def test_the_status_tells_every_setting_its_columns_and_the_chosen_one(made: Pro
     assert plain[0].startswith("| plain | learning_rate 0.006 | 3 | 90.0 | 50.6 |")
     assert [line.count("**") for line in plain] == [2, 0, 0, 0, 0, 0]
     assert [line.split(" | ")[2] for line in plain] == ["3", "3", "2", "1", "1", "1"]
+
+
+def record_final(made: Protocol, names: list[str], seeds: int) -> None:
+    """Final runs whose scores are the better the later the name."""
+    for due in made.final_due(names, seeds):
+        gain = 0.02 * names.index("plain (longer)" if due.identity["epochs"] == 2 else due.method.name)
+        scores = {"acc_in": 0.8, "acc_shift": 0.8 + gain, "acc_adv": 0.5, "ece": 0.1, "auroc": 0.7}
+        scores["acc_shift"] += 0.001 * due.identity["seed"]
+        groups = {"label": {"negative": 0.75, "positive": 0.85}, "length": {}, "rare_words": {}}
+        inside = {"role": "in_distribution", "rows": 4, "accuracy": 0.8, "groups": groups, "worst_group": 0.75}
+        inside |= {"ece": 0.1, "ece_top_label": 0.2, "ece_validation_temperature": 0.15}
+        made.store.append(
+            {
+                **due.identity, **scores, "per_set": {"test": inside}, "seconds": 2.0, "torch": "2", "commit": None,
+                "trajectory": [{"epoch": 0, "l2": 0.0, "share_moved": 0.0, "cka": 1.0, "cosine": 1.0}],
+            }
+        )  # fmt: skip
+
+
+def test_a_look_tells_what_each_method_gains_over_plain_at_its_best_and_at_equal_time(made: Protocol) -> None:
+    for _ in range(3):
+        settle(made, {rate: 0.5 + rate for rate in RATES})
+    names = ["plain", "lp_ft", "plain (longer)"]
+    assert made.final_due(["plain (longer)"], 1)[0].identity["epochs"] == 2
+    record_final(made, names, 5)
+    text = look(made, names, 5).read_text()
+    assert "Intervals of 99.90%" in text
+    assert "over plain fine-tuning at its best setting (learning_rate 0.006)" in text
+    first, second = [line for line in text.splitlines() if line.startswith(("| plain (longer) |", "| lp_ft |"))][:2]
+    assert first.startswith("| plain (longer) |")
+    assert second.startswith("| lp_ft |")
+    assert "The same over plain (longer) (learning_rate 0.001, 2 epochs)" in text
+    assert "| lp_ft | learning_rate 0.006 | 75.0 | 85.0 | 75.0 | 20.0 | 15.0 | 10.0 | 1.00 |" in text
+
+
+def test_there_is_no_look_at_other_numbers_of_seeds_or_before_the_runs_are_done(made: Protocol) -> None:
+    with pytest.raises(UserError, match="--seeds 6: the protocol looks at 5, 8, 11, 14 seeds"):
+        look(made, None, 6)
+    for _ in range(3):
+        settle(made, dict.fromkeys(RATES, 0.5))
+    with pytest.raises(UserError, match=r"runs with 5 seeds are missing of: plain, lp_ft"):
+        look(made, ["plain", "lp_ft"], 5)
+    with pytest.raises(UserError, match="'lp-ft' is no method of this regime; known: plain, lp_ft"):
+        made.final_due(["lp-ft"], 5)

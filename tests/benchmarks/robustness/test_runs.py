@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.robustness.errors import UserError
 from benchmarks.robustness.runs import IDENTITY, RunStore, read_runs, succeeded
+from roast_optim.evaluation.errors import UserError
 
 
 def run(**changes: Any) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import pytest
 from datasets import Dataset
 
 from benchmarks.robustness.data import TASKS
-from benchmarks.robustness.errors import UserError
 from benchmarks.robustness.sources import hub
 from benchmarks.robustness.sources.demo import load_demo
 from benchmarks.robustness.sources.docstrings import docstring_paragraphs, is_prose
+from roast_optim.evaluation.errors import UserError
 
 SENTIMENT, ENTAILMENT = TASKS["sentiment"], TASKS["entailment"]
 

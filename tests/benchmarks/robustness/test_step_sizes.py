@@ -10,9 +10,10 @@ import torch
 from benchmarks.robustness import step_sizes
 from benchmarks.robustness.data import TASKS, Suite
 from benchmarks.robustness.methods import create_method
-from benchmarks.robustness.models import Classifier, load_classifier
+from benchmarks.robustness.models import load_classifier
 from benchmarks.robustness.step_sizes import measure_effect
 from benchmarks.robustness.training import Recipe, train
+from roast_optim.evaluation.classifier import Classifier
 
 
 @pytest.fixture

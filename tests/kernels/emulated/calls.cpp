@@ -33,7 +33,7 @@ struct Call {
   Integers integers;
   std::vector<double> reals;
   std::vector<std::vector<char>> tensors;
-  std::size_t next_integer = 0, next_tensor = 0;
+  std::size_t next_integer = 0, next_real = 0, next_tensor = 0;
 
   Integer integer() { return integers[next_integer++]; }
   Integers next_integers(Integer count) {
@@ -49,30 +49,36 @@ struct Call {
   }
 };
 
+// The next number of the call, as the type that the field has.
+template <class T>
+void take(Call& call, T& field) {
+  field = static_cast<T>(call.integer());
+}
+void take(Call& call, double& field) { field = call.reals[call.next_real++]; }
+
 const char* adamw(Call& call) {
   RoastStep step = {};
   const Integer count = step.count = call.integer();
-  step.maximize = static_cast<std::int32_t>(call.integer());
   step.param_dtype = static_cast<std::int32_t>(call.integer());
   step.moment_dtype = static_cast<std::int32_t>(call.integer());
-  step.seed = static_cast<std::uint64_t>(call.integer());
-  step.draw_number = call.integer();
+  step.score_dtype = static_cast<std::int32_t>(call.integer());
   step.threads = 1;
-  double* const scalars[] = {&step.lr, &step.beta1, &step.beta2, &step.eps, &step.weight_decay};
-  for (std::size_t i = 0; i < call.reals.size(); i++) *scalars[i] = call.reals[i];
+#define SCALAR(type, name) take(call, step.name);
+  ROAST_SCALARS(SCALAR)
+#undef SCALAR
 
-  Integers numbers[5], tensors[8];
-  const Integer** const number_fields[] = {&step.numel, &step.parameter_ids, &step.first_indices, &step.inner_lengths,
-                                           &step.outer_strides};
-  const Integer** const tensor_fields[] = {&step.params,          &step.grads,       &step.exp_avgs,    &step.exp_avg_sqs,
-                                           &step.max_exp_avg_sqs, &step.state_steps, &step.importances, &step.rank_codes};
-  for (int i = 0; i < 5; i++) *number_fields[i] = (numbers[i] = call.next_integers(count)).data();
-  for (int i = 0; i < 8; i++)
-    if (call.integer() != 0) *tensor_fields[i] = (tensors[i] = call.addresses(count)).data();
-  if (step.rank_codes != nullptr) {
+  const Integers numel = call.next_integers(count);
+  Integers positions[POSITIONS], tensors[TENSORS], written(2 * TENSORS * count);
+  step.numel = numel.data();
+  step.written = written.data();
+  for (int i = 0; i < POSITIONS; i++) step.positions[i] = (positions[i] = call.next_integers(count)).data();
+  for (int i = 0; i < TENSORS; i++)
+    if (call.integer() != 0) step.tensors[i] = (tensors[i] = call.addresses(count)).data();
+  if (call.integer() != 0) {
     step.thresholds = static_cast<const Integer*>(call.tensor());
     step.rescaling = static_cast<const float*>(call.tensor());
   }
+  if (const char* message = roast_plan(&step)) return message;
   return roast_adamw(&step);
 }
 
@@ -83,15 +89,16 @@ const char* accumulate(Call& call) {
 }
 
 const char* histogram(Call& call) {
-  const Integer count = call.integer();
+  const Integer dtype = call.integer(), count = call.integer();
   const Integers numel = call.next_integers(count), scores = call.addresses(count);
-  return roast_histogram(count, numel.data(), scores.data(), static_cast<Integer*>(call.tensor()), 1);
+  return roast_histogram(count, numel.data(), scores.data(), static_cast<std::int32_t>(dtype),
+                         static_cast<Integer*>(call.tensor()), 1);
 }
 
 const char* assign_codes(Call& call) {
-  const Integer count = call.integer();
+  const Integer dtype = call.integer(), count = call.integer();
   const Integers numel = call.next_integers(count), importances = call.addresses(count), codes = call.addresses(count);
-  return roast_assign_codes(count, numel.data(), importances.data(), codes.data(),
+  return roast_assign_codes(count, numel.data(), importances.data(), static_cast<std::int32_t>(dtype), codes.data(),
                             static_cast<const std::uint8_t*>(call.tensor()), 1);
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roast_optim.kernels.backend import Placement, Selection
+from roast_optim.kernels.step import CHOICES, SCALARS, TENSORS, StepOptions, StepRow
 
 ROOT = Path(__file__).resolve().parents[3]
 NATIVE = ROOT / "kernels" / "native"
@@ -21,7 +21,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # Dtype in kernels.h
 
 
 def compile_calls(compiler: str, program: Path) -> None:
-    """Compile calls.cpp with the native kernels as setup.py does, but for the files of x86 processors.
+    """Compile calls.cpp with the native kernels as setup.py does, but for the files of x86 processors and of Python.
 
     Raises:
         AssertionError: the compiler fails or warns; the message is what it said.
@@ -33,7 +33,9 @@ def compile_calls(compiler: str, program: Path) -> None:
         and isinstance(node.targets[0], ast.Name)
         and node.targets[0].id in ("FLAGS", "INSTRUCTION_SETS")
     }
-    sources = sorted(file for file in NATIVE.glob("*.cpp") if file.name not in settings["INSTRUCTION_SETS"])
+    sources = sorted(
+        file for file in NATIVE.glob("*.cpp") if file.name not in {*settings["INSTRUCTION_SETS"], "facts.cpp"}
+    )
     command = [compiler, *settings["FLAGS"], "-Werror", "-static", f"-I{NATIVE}", f"-o{program}"]
     done = subprocess.run(
         [*command, str(Path(__file__).with_name("calls.cpp")), *map(str, sources)],
@@ -58,34 +60,23 @@ class EmulatedBackend:
         self.process.communicate(timeout=60)
         assert self.process.returncode == 0
 
-    def roast_adamw_(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        max_exp_avg_sqs: list[Tensor],
-        state_steps: list[Tensor],
-        importances: list[Tensor],
-        rank_codes: list[Tensor],
-        placements: list[Placement],
-        *,
-        selection: Selection | None,
-        **options: Any,
-    ) -> None:
+    def roast_adamw_(self, rows: Sequence[StepRow], options: StepOptions) -> None:
         """One step, in place; see :func:`roast_optim.kernels.reference.roast_adamw_`."""
-        lists = [params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, importances, rank_codes]
-        used = [True, True, True, True, options["amsgrad"], True, options["accumulate"], selection is not None]
-        integers = [len(params), options["maximize"], DTYPES[params[0].dtype], DTYPES[exp_avgs[0].dtype]]
-        draw_number = -1 if selection is None or selection.draw_number is None else selection.draw_number
-        integers += [0 if selection is None else selection.seed, draw_number]
-        integers += [param.numel() for param in params]
-        integers += [number for numbers in zip(*placements, strict=True) for number in numbers]
-        tensors = [tensor for entries, use in zip(lists, used, strict=True) if use for tensor in entries]
+        names = {name for name, _ in rows[0].tensors() if options.uses(name)}
+        selection = options.selection
+        dtypes = rows[0].param.dtype, rows[0].exp_avg.dtype, rows[0].score_dtype
+        integers = [len(rows), *(DTYPES[dtype] for dtype in dtypes)]
+        reals = []
+        for name, kind in SCALARS.items():
+            number = scalar(options, name)
+            (reals if kind == "double" else integers).append(number)
+        integers += [row.param.numel() for row in rows]
+        integers += [number for numbers in zip(*(row.position for row in rows), strict=True) for number in numbers]
+        integers += [*(name in names for name in TENSORS), selection is not None]
+        tensors = [getattr(row, name) for name in TENSORS if name in names for row in rows]
         if selection is not None:
             tensors += [selection.thresholds, selection.rescaling]
-        reals = [options[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")]
-        self._call(0, [*integers, *used], reals, tensors)
+        self._call(0, integers, reals, tensors)
 
     def accumulate_importance_(self, importances: list[Tensor], grads: list[Tensor]) -> None:
         """Add the squared gradients to the importance scores, in place."""
@@ -93,11 +84,11 @@ class EmulatedBackend:
 
     def histogram_(self, scores: list[Tensor], counts: Tensor) -> None:
         """Add the number of scores in each of the 65,536 bins to ``counts``."""
-        self._call(2, sizes(scores), [], [*scores, counts])
+        self._call(2, [DTYPES[scores[0].dtype], *sizes(scores)], [], [*scores, counts])
 
     def assign_rank_codes_(self, importances: list[Tensor], rank_codes: list[Tensor], table: Tensor) -> None:
         """Write ``table[bin]`` into the rank codes and reset the importance scores to zero."""
-        self._call(3, sizes(importances), [], [*importances, *rank_codes, table])
+        self._call(3, [DTYPES[importances[0].dtype], *sizes(importances)], [], [*importances, *rank_codes, table])
 
     def _call(self, function: int, integers: list[int], reals: list[float], tensors: list[Tensor]) -> None:
         assert self.process.stdin is not None
@@ -114,6 +105,17 @@ class EmulatedBackend:
             raise ValueError(self.process.stdout.read(length).decode())
         for tensor in tensors:
             bytes_of(tensor)[:] = np.frombuffer(self.process.stdout.read(tensor.nbytes), np.uint8)
+
+
+def scalar(options: StepOptions, name: str) -> Any:
+    """A scalar as the library takes it; of a step without selection, of what says nothing, zero or below."""
+    if hasattr(options, name):
+        value = getattr(options, name)
+    else:
+        value = getattr(options.selection, name, 0 if name in ("seed", "acts_on") else -1)
+    if value is None:
+        return -1
+    return CHOICES[name].index(value) if name in CHOICES and isinstance(value, str) else value
 
 
 def sizes(tensors: list[Tensor]) -> list[int]:

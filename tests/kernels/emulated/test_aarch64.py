@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from roast_optim.kernels import native, reference
-from roast_optim.kernels.backend import HISTOGRAM_BINS, Placement, Selection
+from roast_optim.kernels.step import HISTOGRAM_BINS, TENSORS, Position, Selection
 from tests.kernels.emulated.emulated_backend import EmulatedBackend, compile_calls
-from tests.kernels.native_steps import StepArguments, selection, step_arguments, using
 from tests.oracles import philox, ranks
+from tests.support.instruction_sets import using
+from tests.support.steps import OF_SELECTION, OPTIONAL, Step, assert_same_tensors, random_step, selection
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 MISSING = [name for name in (COMPILER, EMULATOR) if shutil.which(name) is None]
@@ -46,11 +47,11 @@ def floats(bits: list[str]) -> Tensor:
     return torch.from_numpy(np.array([int(word, 16) for word in bits], np.uint32).view(np.float32))
 
 
-def selected_gradients(backend: EmulatedBackend, codes: Tensor, place: Placement, chosen: Selection) -> Tensor:
+def selected_gradients(backend: EmulatedBackend, codes: Tensor, place: Position, chosen: Selection) -> Tensor:
     """What becomes of gradients of one: the first moment of a step that forgets the one before."""
-    arguments = step_arguments([tuple(codes.shape)], placements=[place], selection=chosen, beta1=0.0)
-    arguments.rank_codes, arguments.grads = [codes], [torch.ones(codes.shape)]
-    return arguments.run(backend).exp_avgs[0]
+    step = random_step([tuple(codes.shape)], positions=[place], selection=chosen, beta1=0.0)
+    step.change(rank_code=codes, grad=torch.ones(codes.shape))
+    return step.run(backend).rows[0].exp_avg
 
 
 def test_an_element_is_kept_iff_its_word_of_the_vectors_is_below_its_threshold(
@@ -58,7 +59,7 @@ def test_an_element_is_kept_iff_its_word_of_the_vectors_is_below_its_threshold(
 ) -> None:
     for case in vectors("draw"):
         words = torch.tensor([int(word, 16) for word in case["words"]])
-        place = Placement(case["parameter_id"], case["first_element"], len(words), 0)
+        place = Position(case["parameter_id"], case["first_element"], len(words), 0)
         for above in (0, 1):
             thresholds = torch.ones(256, dtype=torch.int64)
             thresholds[: len(words)] = words + above
@@ -78,7 +79,7 @@ def test_masks_and_rescaling_follow_the_vectors_of_the_tables(
         words = philox.random_words(number, 3, 5, np.arange(len(codes)))
         kept = torch.from_numpy(words < thresholds.astype(np.uint64)[codes.numpy()])
         expected = torch.where(kept, factors[codes.long()], 0)
-        result = selected_gradients(emulated, codes, Placement.whole(3, len(codes)), chosen)
+        result = selected_gradients(emulated, codes, Position.whole(3, len(codes)), chosen)
         assert torch.equal(result, expected), (case["alpha"], case["beta"])
 
 
@@ -104,55 +105,59 @@ def test_rank_codes_equal_the_vectors(emulated: EmulatedBackend, vectors: Callab
         assert not any(tensor.any() for tensor in scores), case["name"]
 
 
-def random_steps(count: int) -> Iterator[StepArguments]:
+def random_steps(count: int) -> Iterator[Step]:
     """Steps of several parameters with every option."""
     choose = random.Random(0)
     for seed in range(count):
         shapes = [choose.choice([(), (0,), (3,), (65,), (7, 64), (257,), (33_000,)]) for _ in range(3)]
         numels = [max(torch.Size(shape).numel(), 1) for shape in shapes]
-        yield step_arguments(
+        yield random_step(
             shapes,
             dtype=choose.choice(DTYPES),
             moment_dtype=choose.choice(DTYPES),
-            placements=[
-                Placement(choose.randrange(2**32), choose.choice([0, 3, 2**34 - 40]), choose.choice([1, 5, numel]), 64)
+            score_dtype=choose.choice(DTYPES),
+            optional=choose.choice([OPTIONAL, OF_SELECTION]),
+            positions=[
+                Position(choose.randrange(2**32), choose.choice([0, 3, 2**34 - 40]), choose.choice([1, 5, numel]), 64)
                 for numel in numels
             ],
             steps=choose.choice([0, 1, 1000]),
             seed=seed,
             beta1=choose.choice([0.0, 0.3, 0.9]),
-            amsgrad=choose.random() < 0.5,
             maximize=choose.random() < 0.5,
             accumulate=choose.random() < 0.5,
-            selection=choose.choice([selection(), selection(7, alpha=0.9, seed=2**64 - 1), None]),
+            pretrained_decay=choose.choice([0.0, 0.5]),
+            pretrained_decay_by=choose.choice(["uniform", "rank"]),
+            selection=choose.choice(
+                [selection(), selection(7, alpha=0.9, seed=2**64 - 1), selection(acts_on="update"), None]
+            ),
         )
 
 
 def test_steps_equal_the_reference_in_float64_to_rounding(emulated: EmulatedBackend) -> None:
-    for number, arguments in enumerate(random_steps(60)):
-        expected = arguments.copy(values=torch.float64).run(reference)
-        arguments.run(emulated)
-        for kind in ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "importances", "state_steps"):
-            for i, (value, wanted) in enumerate(zip(getattr(arguments, kind), getattr(expected, kind), strict=True)):
+    for number, step in enumerate(random_steps(60)):
+        expected = step.copy(values=torch.float64).run(reference)
+        step.run(emulated)
+        for name in [name for name in step.names if TENSORS[name].written]:
+            for i, (value, wanted) in enumerate(zip(step.column(name), expected.column(name), strict=True)):
                 # The final rounding, and eight of float32 arithmetic on operands of about one or on the result.
                 tolerance = wanted.abs() * (torch.finfo(value.dtype).eps / 2 + 8 * 2.0**-24) + 2e-6
-                assert ((value.double() - wanted).abs() <= tolerance).all(), f"step {number}, {kind}[{i}]"
+                assert ((value.double() - wanted).abs() <= tolerance).all(), f"step {number}, {name} of parameter {i}"
 
 
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or native.unavailable() is not None, reason="no x86-64 to compare with"
 )
 def test_steps_have_the_bits_of_the_portable_kernels_of_x86(emulated: EmulatedBackend) -> None:
-    for number, arguments in enumerate(random_steps(60)):
-        expected = arguments.copy()
+    for number, step in enumerate(random_steps(60)):
+        step.set(stochastic_rounding=number % 2 == 0, rounding_seed=2**64 - 1 - number)
+        expected = step.copy()
         with using("portable"):
             expected.run(native)
-        arguments.run(emulated)
-        for i, (value, wanted) in enumerate(zip(arguments.tensors(), expected.tensors(), strict=True)):
-            assert torch.equal(value, wanted), f"step {number}, tensor {i}"
+        assert_same_tensors(step.run(emulated), expected)
 
 
 def test_what_is_wrong_with_a_call_is_said(emulated: EmulatedBackend) -> None:
-    arguments = step_arguments([(5,)], placements=[Placement(0, 0, 0, 0)])
-    with pytest.raises(ValueError, match="a placement is impossible"):
-        arguments.run(emulated)
+    step = random_step([(5,)], positions=[Position(0, 0, 0, 0)])
+    with pytest.raises(ValueError, match="a position is impossible"):
+        step.run(emulated)

@@ -21,7 +21,7 @@ from tests.models import ARCHITECTURES
 from tests.roast_optim.snapshot import assert_equal, snapshot
 
 SAMPLES = 12
-CONFIG = RoastConfig(alpha=0.5, beta=5.0, consistency_weight=0.5, backend="reference")
+CONFIG = RoastConfig(refresh_every=None, alpha=0.5, beta=5.0, consistency_weight=0.5, backend="reference")
 
 
 def rows(architecture: str, samples: int = SAMPLES) -> list[dict[str, Tensor]]:
@@ -233,8 +233,9 @@ def test_the_updated_share_is_logged_and_reaches_callbacks_that_report(tmp_path:
     trainer = trained(tmp_path, trainer_options={"callbacks": [Reporter()]})
     shares = [entry["updated_share"] for entry in trainer.state.log_history if "loss" in entry]
     assert shares == reported
-    assert shares[:2] == [1.0, 1.0]
-    assert shares[-1] == roast_of(trainer).selection_stats()["expected_share"] < 1.0
+    assert shares[:3] == [1.0, 1.0, 1.0]  # the first ranks come after the third step, the last after the sixth
+    assert 0.0 < shares[3] == shares[4] == shares[5] < 1.0
+    assert shares[5] != roast_of(trainer).selection_stats()["expected_share"]
 
 
 @pytest.mark.filterwarnings("ignore:refresh.. found no accumulated importance")
@@ -248,6 +249,96 @@ def test_samples_without_a_finite_gradient_are_logged(tmp_path: Path) -> None:
     trainer = RoastTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=rows("bert"), roast=CONFIG)
     trainer.train()
     assert trainer.state.log_history[0]["nonfinite_samples"] == 4
+
+
+# ---------------------------------------------------------------------------------------------------- either half alone
+
+
+class Recurrent(nn.Module):
+    """A classifier without transformer blocks, with a loss of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embedding = nn.Embedding(40, 8)
+            self.lstm = nn.LSTM(8, 8, batch_first=True)
+            self.classifier = nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Loss and logits."""
+        hidden, _ = self.lstm(self.embedding(input_ids))
+        logits = self.classifier((hidden * attention_mask.unsqueeze(-1)).sum(1))
+        return {"logits": logits} if labels is None else {
+            "loss": nn.functional.cross_entropy(logits, labels), "logits": logits
+        }  # fmt: skip
+
+
+def linear_probe() -> nn.Module:
+    model = ARCHITECTURES["bert"].model()
+    model.bert.requires_grad_(False)
+    return model
+
+
+def prompt_tuning() -> nn.Module:
+    peft = pytest.importorskip("peft")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
+        model: nn.Module = peft.get_peft_model(ARCHITECTURES["bert"].model(), config)
+    return model
+
+
+WITHOUT_BLOCKS = pytest.mark.parametrize("make", [Recurrent, linear_probe, prompt_tuning])
+
+
+def trained_weights(trainer: Trainer) -> dict[str, Tensor]:
+    trainer.train()
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+@WITHOUT_BLOCKS
+@pytest.mark.parametrize("gradient", ["exact", "fast"])
+def test_models_without_selective_blocks_train_with_the_adversary(tmp_path: Path, make: Any, gradient: str) -> None:
+    config = RoastConfig(selective=False, gradient=gradient, backend="reference")
+    trainer = RoastTrainer(make(), arguments(tmp_path), train_dataset=rows("bert"), roast=config)
+    trainer.train()
+    assert not any(group["selective"] for group in roast_of(trainer).param_groups)
+    logs = trainer.state.log_history[0]
+    assert logs["adversarial_loss"] != logs["task_loss"]
+
+
+@WITHOUT_BLOCKS
+def test_without_selection_and_adversary_it_is_the_trainer_with_adamw(tmp_path: Path, make: Any) -> None:
+    config = RoastConfig(selective=False, step_size=0.0, adversarial_weight=0.0, consistency_weight=0.0)
+    weights = [
+        trained_weights(kind(make(), arguments(tmp_path), train_dataset=rows("bert"), **options))
+        for kind, options in ((Trainer, {}), (RoastTrainer, {"roast": config}))
+    ]
+    for name, expected in weights[0].items():
+        difference = (weights[1][name] - expected).abs().max()
+        assert difference < 1e-5, f"{name} differs by {difference}"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_the_adversary_works_with_the_callers_own_optimizer(tmp_path: Path, kind: Any) -> None:
+    weights = []
+    for step_size in (0.0, 0.5):
+        model = ARCHITECTURES["bert"].model()
+        optimizer = kind(model.parameters(), lr=1e-2)
+        trainer = RoastTrainer(
+            model,
+            arguments(tmp_path),
+            train_dataset=rows("bert"),
+            optimizers=(optimizer, None),
+            roast=RoastConfig(step_size=step_size),
+        )
+        weights.append(trained_weights(trainer))
+        assert trainer.optimizer.optimizer is optimizer
+        logs = trainer.state.log_history[0]
+        assert (logs["adversarial_loss"] > logs["task_loss"]) == (step_size > 0)
+        assert "updated_share" not in logs
+    assert any(not torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
 # --------------------------------------------------------------------------------------------------------------- resume
@@ -292,12 +383,13 @@ def with_callback(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Modu
 
 def test_the_callback_refreshes_in_a_plain_trainer_and_logs_the_share(tmp_path: Path) -> None:
     model = ARCHITECTURES["bert"].model()
-    optimizer = RoastAdamW(selective_param_groups(model, 0.01), lr=1e-2, alpha=0.5, beta=5.0, backend="reference")
+    groups, options = selective_param_groups(model, 0.01), {"lr": 1e-2, "alpha": 0.5, "beta": 5.0}
+    optimizer = RoastAdamW(groups, **options, refresh_every=None, backend="reference")
     trainer = with_callback(tmp_path, optimizer, model)
     assert optimizer.param_groups[0]["refreshes"] == 2
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert logs[0]["updated_share"] == 1.0
-    assert logs[-1]["updated_share"] == optimizer.selection_stats()["expected_share"]
+    assert 0.0 < logs[-1]["updated_share"] < 1.0
     assert "task_loss" not in logs[0]
 
 
@@ -322,34 +414,39 @@ def test_the_defaults_are_those_of_the_optimizer_and_the_adversary() -> None:
     assert (
         defaults.pop("always_update") is inspect.signature(selective_param_groups).parameters["always_update"].default
     )
+    assert defaults.pop("measure_first") is False
     assert defaults == {name: known[name].default for name in defaults}
 
 
 def test_the_options_can_be_read_from_the_command_line_beside_those_of_the_trainer() -> None:
     parser = HfArgumentParser((TrainingArguments, RoastConfig))  # type: ignore[arg-type]
     line = "--output_dir out --alpha 0.6 --refresh_every 5 --no_rescale --always_update bias norm --state_dtype float32"
+    line += " --importance_dtype bfloat16 --stochastic_rounding"
     _, config = parser.parse_args_into_dataclasses(line.split())
     assert config == RoastConfig(
-        alpha=0.6, refresh_every=5, rescale=False, always_update=["bias", "norm"], state_dtype="float32"
-    )
+        alpha=0.6, refresh_every=5, rescale=False, always_update=["bias", "norm"], state_dtype="float32",
+        importance_dtype="bfloat16", stochastic_rounding=True,
+    )  # fmt: skip
 
 
 def test_the_options_and_the_arguments_reach_the_optimizer_and_the_adversary(tmp_path: Path) -> None:
     config = RoastConfig(
         alpha=0.3, beta=2.0, refresh_every=7, mask_schedule="refresh", rescale=False, importance="magnitude",
-        importance_every=2, always_update=["query"], state_dtype="float64", backend="reference", step_size=0.2,
+        importance_every=2, importance_dtype="bfloat16", always_update=["query"], state_dtype="float64",
+        backend="reference", step_size=0.2,
         consistency_weight=0.3, adversarial_weight=0.4, clean_weight=0.6, norm="l2", embedding="word", gradient="fast",
+        scale="relative",
     )  # fmt: skip
     trainer = trained(tmp_path, config=config, max_steps=1, seed=11, adam_beta1=0.8, adam_beta2=0.98, adam_epsilon=1e-6)
     optimizer, adversary = roast_of(trainer), trainer.adversary
     assert adversary is not None
     for name in ("refresh_every", "mask_schedule", "rescale", "importance", "importance_every"):
         assert getattr(optimizer.options, name) == getattr(config, name)
-    for name in ("step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "gradient"):
+    for name in ("step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "gradient", "scale"):
         assert getattr(adversary, name) == getattr(config, name)
     assert adversary.embedding_name == "bert.embeddings.word_embeddings"
     assert optimizer.backend == "reference"
-    assert optimizer.options.state_dtype == torch.float64
+    assert (optimizer.options.state_dtype, optimizer.options.importance_dtype) == (torch.float64, torch.bfloat16)
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
     for group in optimizer.param_groups:
         assert (group["alpha"], group["beta"], group["seed"]) == (0.3, 2.0, 11)
@@ -365,9 +462,11 @@ def test_the_options_and_the_arguments_reach_the_optimizer_and_the_adversary(tmp
     [
         ({"optim": "adafactor"}, "optim=.*adafactor.*leave optim out"),
         ({"trainer": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {})}}, "optimizer_cls_and_kwargs.*RoastConfig"),
-        ({"trainer": {"optimizers": (torch.optim.SGD([nn.Parameter(torch.ones(1))]), None)}}, "optimizer=SGD"),
         ({"config": {"state_dtype": "int"}}, "state_dtype=torch.int32"),
         ({"config": {"state_dtype": "floaty"}}, "state_dtype='floaty'"),
+        ({"config": {"importance_dtype": "float16", "backend": "reference"}}, "importance_dtype=torch.float16"),
+        ({"config": {"importance_dtype": None, "backend": "reference"}}, "importance_dtype=None"),
+        ({"config": {"importance_dtype": "floaty"}}, "importance_dtype='floaty'"),
         ({"config": {"alpha": 2.0, "backend": "reference"}}, "alpha=2.0"),
         ({"config": {"step_size": -1.0, "backend": "reference"}}, "step_size=-1.0"),
     ],

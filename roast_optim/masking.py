@@ -132,5 +132,6 @@ def keep_mask_of_many(
     blocks = elements >> 2
     ids = of_elements(position.parameter_id for position in positions)
     counter = (blocks & (_WORDS - 1), blocks >> 32, ids, of_elements(draw_numbers))
-    words = torch.stack([torch.as_tensor(word) for word in philox4x32(counter, (seed & (_WORDS - 1), seed >> 32))])
+    drawn = philox4x32(counter, (seed & (_WORDS - 1), seed >> 32))
+    words = torch.stack([torch.as_tensor(word, device=device) for word in drawn])
     return kept(rank_codes, words.gather(0, (elements & 3).unsqueeze(0))[0], keep_thresholds(alpha, beta).to(device))

@@ -75,5 +75,5 @@ def test_memory_that_is_freed_has_no_address() -> None:
 @needs_reader
 def test_no_tensors_and_things_that_are_none() -> None:
     assert list(facts([]).numbers) == []
-    with pytest.raises((AttributeError, RuntimeError)):
+    with pytest.raises((AttributeError, RuntimeError, TypeError)):
         facts([7])  # type: ignore[list-item]

@@ -82,7 +82,7 @@ def test_the_trainer_trains_adapters(tmp_path: Path, options: dict[str, Any]) ->
         str(tmp_path), per_device_train_batch_size=4, num_train_epochs=2, learning_rate=1e-2, use_cpu=True,
         report_to=[], logging_steps=1, disable_tqdm=True, save_strategy="no", **options,
     )  # fmt: skip
-    config = RoastConfig(alpha=0.5, beta=5.0, backend="reference")
+    config = RoastConfig(alpha=0.5, beta=5.0, refresh_every=None, backend="reference")  # at the end of each epoch
     trainer = RoastTrainer(adapted("gpt2_language_model"), arguments, train_dataset=rows, roast=config)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from roast_optim.kernels import reference
-from roast_optim.kernels.backend import load_backend
 from roast_optim.kernels.step import Position
-from tests.conftest import RUNNABLE_BACKENDS
 from tests.oracles import philox, ranks, rounding
 from tests.roast_optim.snapshot import assert_same_bits
+from tests.support.devices import BACKENDS, on_device
 from tests.support.differences import first_difference
 from tests.support.instruction_sets import INSTRUCTION_SETS, using
 from tests.support.steps import Step, random_step, selection
@@ -27,7 +26,7 @@ every_dtype = pytest.mark.parametrize("dtype", FORMATS, ids=str)
 # Native on each instruction set of this machine.
 every_machine = pytest.mark.parametrize(
     ("backend", "instruction_set"),
-    [(name, one) for name in RUNNABLE_BACKENDS for one in (INSTRUCTION_SETS if name == "native" else [None])],
+    [(name, one) for name in BACKENDS for one in (INSTRUCTION_SETS if name == "native" else [None])],
 )
 POSITIONS = [
     Position.whole(3, 65536),
@@ -70,7 +69,7 @@ def a_step(dtype: torch.dtype, position: Position, tensors: dict[str, Tensor], *
 
 def run(step: Step, backend: str, instruction_set: str | None) -> Step:
     with using(instruction_set) if instruction_set else nullcontext():
-        return step.run(load_backend(backend))
+        return step.run(on_device(backend))
 
 
 def assert_same_numbers(actual: Tensor, expected: npt.NDArray[np.floating]) -> None:
@@ -165,13 +164,15 @@ def test_importance_of_bfloat16_is_rounded_as_by_the_oracle(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_importance_of_bfloat16_outside_of_a_step_is_rounded_as_by_the_oracle(backend: str, dtype: torch.dtype) -> None:
+def test_importance_of_bfloat16_outside_of_a_step_is_rounded_as_by_the_oracle(
+    device_backend: str, dtype: torch.dtype
+) -> None:
     scores = [every_number(torch.bfloat16).abs(), torch.ones(4, 6, dtype=torch.bfloat16).T]
     scores[0][~scores[0].isfinite()] = 1.0
     gradients = [torch.randn(score.shape, generator=torch.Generator().manual_seed(1)).to(dtype) for score in scores]
     gradients[0][:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     before = [score.float().numpy() for score in scores]
-    load_backend(backend).accumulate_importance_(scores, gradients)
+    on_device(device_backend).accumulate_importance_(scores, gradients)
     for score, old, gradient in zip(scores, before, gradients, strict=True):
         g = gradient.float().numpy()
         total = ranks.accumulated(old, g, rounding.BFLOAT16.largest)
@@ -179,8 +180,8 @@ def test_importance_of_bfloat16_outside_of_a_step_is_rounded_as_by_the_oracle(ba
         assert_same_numbers(score, expected)
 
 
-def test_histogram_and_rank_codes_of_bfloat16_scores_are_those_of_the_same_scores_in_float32(backend: str) -> None:
-    kernels, table = load_backend(backend), (torch.arange(65536) // 7 % 256).to(torch.uint8)
+def test_histogram_and_rank_codes_of_bfloat16_scores_are_those_of_float32(device_backend: str) -> None:
+    kernels, table = on_device(device_backend), (torch.arange(65536) // 7 % 256).to(torch.uint8)
     wide = [torch.randn(n, generator=torch.Generator().manual_seed(n)).mul(9).exp().bfloat16() for n in (70_001, 5, 0)]
     wide = [score.float() for score in (*wide, torch.zeros(1000), torch.rand(6, 5).bfloat16().T)]
     found = []
@@ -196,7 +197,7 @@ def test_histogram_and_rank_codes_of_bfloat16_scores_are_those_of_the_same_score
         assert_same_bits(tensor, expected)
 
 
-def test_a_shard_is_rounded_as_the_whole(backend: str) -> None:
+def test_a_shard_is_rounded_as_the_whole(device_backend: str) -> None:
     whole = random_step(
         [(24, 40)], dtype=torch.bfloat16, moment_dtype=torch.bfloat16, score_dtype=torch.bfloat16,
         stochastic_rounding=True, rounding_seed=SEED, selection=selection(),
@@ -208,30 +209,30 @@ def test_a_shard_is_rounded_as_the_whole(backend: str) -> None:
             setattr(row, name, tensor[:, 9:22].contiguous())
     row.position = Position(0, 9, 13, 40)
     for step in (whole, columns):
-        step.run(load_backend(backend))
+        step.run(on_device(device_backend))
     for name, tensor in row.tensors():
         expected = getattr(whole.rows[0], name)
         assert_same_bits(tensor, expected if name == "step" else expected[:, 9:22].contiguous())
 
 
-def test_without_it_nothing_depends_on_its_seed_and_float32_does_not_with_it(backend: str) -> None:
+def test_without_it_nothing_depends_on_its_seed_and_float32_does_not_with_it(device_backend: str) -> None:
     for dtype, stochastic in ((torch.bfloat16, False), (torch.float32, True)):
         steps = [
             random_step([(5000,)], dtype=dtype, moment_dtype=dtype, selection=selection(), **options)
             for options in ({}, {"stochastic_rounding": stochastic, "rounding_seed": 2**64 - 1})
         ]
         for step in steps:
-            step.run(load_backend(backend))
+            step.run(on_device(device_backend))
         for name, tensor in steps[0].rows[0].tensors():
             assert_same_bits(getattr(steps[1].rows[0], name), tensor)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_out_of_range_is_refused_before_anything_changes(seed: int, backend: str) -> None:
+def test_a_seed_out_of_range_is_refused_before_anything_changes(seed: int, device_backend: str) -> None:
     step = random_step([(5,)], stochastic_rounding=True, rounding_seed=seed)
     before = step.rows[0].param.clone()
     with pytest.raises(ValueError, match=rf"rounding_seed={seed} must lie in \[0, 2\*\*64\)"):
-        step.run(load_backend(backend))
+        step.run(on_device(device_backend))
     assert_same_bits(step.rows[0].param, before)
 
 
@@ -239,7 +240,7 @@ def test_a_seed_out_of_range_is_refused_before_anything_changes(seed: int, backe
 
 
 @every_dtype
-def test_the_mean_of_many_rounded_updates_is_the_update(dtype: torch.dtype, backend: str) -> None:
+def test_the_mean_of_many_rounded_updates_is_the_update(dtype: torch.dtype, device_backend: str) -> None:
     """Of equal elements in one step, and of the same elements in many; from 1 down by less than half a unit."""
     decay, numel = 2.0**-14 * 3, 65536
     unit = torch.finfo(dtype).eps / 2
@@ -247,7 +248,7 @@ def test_the_mean_of_many_rounded_updates_is_the_update(dtype: torch.dtype, back
     assert 0 < share < 0.5
     standard_error = unit * (share * (1 - share) / numel) ** 0.5
     step = a_step(dtype, POSITIONS[0], {"param": torch.ones(numel, dtype=dtype)}, lr=1.0, weight_decay=decay)
-    step.run(load_backend(backend))
+    step.run(on_device(device_backend))
     assert abs(float(1 - step.rows[0].param.double().mean()) - decay) <= 4 * standard_error
 
     count, steps = 1024, 100
@@ -259,7 +260,7 @@ def test_the_mean_of_many_rounded_updates_is_the_update(dtype: torch.dtype, back
     zeros = torch.zeros(count, dtype=dtype)
     for _ in range(steps):
         step.change(param=torch.ones(count, dtype=dtype), grad=zeros, exp_avg=zeros.clone())
-        moved += 1 - step.run(load_backend(backend)).rows[0].param.double()
+        moved += 1 - step.run(on_device(device_backend)).rows[0].param.double()
     of_element = unit * (share * (1 - share) / steps) ** 0.5
     assert abs(float(moved.mean()) / steps - decay) <= 4 * of_element / count**0.5
     # The variance of a mean of independent steps, which has a relative standard error of sqrt(2 / count).

@@ -225,12 +225,6 @@ def _is_roast(optimizer: object) -> bool:
     return True
 
 
-def _loss_in(outputs: Any) -> Tensor:
-    """Where the Trainer looks for the loss."""
-    loss: Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
-    return loss
-
-
 class RoastTrainer(Trainer):
     """A Trainer that trains with RoAST: :class:`.AdversarialEmbedding` computes its loss, :class:`.RoastAdamW` steps.
 
@@ -351,7 +345,6 @@ class RoastTrainer(Trainer):
             self.adversary.loss_fn = None
             objective: Any = self.adversary
             loss, outputs = super().compute_loss(objective, inputs, True, num_items_in_batch)
-            self._objective = _loss_in(outputs).detach()
             if num_items_in_batch is not None and self.adversary.loss_divisor is None:
                 # Classifiers of transformers take num_items_in_batch and average over the micro-batch all the same.
                 loss = loss * (self._items(inputs["labels"]) / num_items_in_batch)
@@ -362,10 +355,13 @@ class RoastTrainer(Trainer):
                 labels_are_shifted=True,  # whoever computes the loss, the Trainer's labels are the model's
             )
             outputs = self.adversary(**inputs)
-            loss = _loss_in(outputs)
-            self._objective = loss.detach()
+            loss = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        # Not what is in the outputs: the Trainer may have multiplied that by the number of processes, in place.
+        weights = (self.adversary.clean_weight, self.adversary.adversarial_weight, self.adversary.consistency_weight)
+        parts = (self.adversary.last_losses[name].float() for name in ("task", "adversarial", "consistency"))
+        self._objective = torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum()
         return (loss, outputs) if return_outputs else loss
 
     def _items(self, labels: Tensor) -> Tensor:

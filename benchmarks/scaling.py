@@ -123,7 +123,7 @@ def simulate(make_model: Callable[[], nn.Module], world_size: int) -> Row:
         for group in optimizer.param_groups:
             for param in group["params"]:
                 state: dict[str, Any] = {}
-                make_state(state, group, param, torch.float32, parameter_id=0)
+                make_state(state, group, param, optimizer.options, parameter_id=0)
                 for name, tensor in {**state, "param": param, "grad": param}.items():
                     if TENSORS[name].per_element:
                         held[name] += tensor.to_local().nbytes

@@ -143,7 +143,7 @@ def gradients(rows: Sequence[StepRow]) -> list[Tensor]:
 
 
 def check_options(names: Sequence[str], options: StepOptions) -> None:
-    """Raise ValueError if the options ask for a tensor that the rows lack."""
+    """Raise ValueError if the options ask for a tensor that the rows lack, or for a seed that is none."""
     for what, wanted, name in (
         ("accumulate=True", options.accumulate, "importance"),
         ("a selection", options.selection is not None, "rank_code"),
@@ -151,6 +151,8 @@ def check_options(names: Sequence[str], options: StepOptions) -> None:
     ):
         if wanted and names and name not in names:
             raise ValueError(f"{what} needs rows with {name}; these have {names}")
+    if not 0 <= options.rounding_seed < 2**64:
+        raise ValueError(f"rounding_seed={options.rounding_seed} must lie in [0, 2**64)")
 
 
 def _common_names(rows: Sequence[StepRow]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ in place on the tensors they are given and never change a gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +32,11 @@ Word = int | Tensor  # 32 bits, as a Python int or in an int64 tensor
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+
+# What a draw is for: the highest bit of the block number's 64, of which elements of a parameter take 61 at most. So two
+# draws of one seed never meet.
+FOR_MASKS = 0
+FOR_ROUNDING = 1 << 31
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
@@ -77,11 +82,19 @@ def philox4x32(
 
 
 def draw_words(
-    position: Position, start: int, count: int, *, seed: int, draw_number: Word, device: torch.device
+    position: Position,
+    start: int,
+    count: int,
+    *,
+    seed: int,
+    draw_number: Word,
+    device: torch.device,
+    purpose: int = FOR_MASKS,
 ) -> Tensor:
     """The random words of local elements ``start .. start + count - 1``, int64 ``[count]``.
 
-    Element e of the whole parameter takes word ``e % 4`` of the block with counter (e // 4, parameter id, draw number).
+    Element e of the whole parameter takes word ``e % 4`` of the block with counter (e // 4, parameter id, draw number);
+    the 64 bits of e // 4 hold the ``purpose`` too.
     """
     key = (seed & _MASK, seed >> 32)
     first, inner, stride = position.first_index, position.inner_length, position.outer_stride
@@ -94,7 +107,8 @@ def draw_words(
         local = torch.arange(start, start + count, device=device)
         elements = first + local.div(inner, rounding_mode="floor") * stride + local % inner
         blocks = elements >> 2
-    counter = (blocks & _MASK, blocks >> 32 if wide else 0, position.parameter_id, draw_number)
+    upper = (blocks >> 32) | purpose if wide else purpose
+    counter = (blocks & _MASK, upper, position.parameter_id, draw_number)
     words = torch.stack([torch.as_tensor(word, device=device) for word in philox4x32(counter, key)], dim=1)
     if row == last_row:
         return words.view(-1)[begin % 4 : begin % 4 + count]
@@ -122,6 +136,49 @@ def selected_gradient(grad: Tensor, rank_code: Tensor, words: Tensor, selection:
 
 def _look_up(table: Tensor, rank_code: Tensor) -> Tensor:
     return table.index_select(0, rank_code.reshape(-1).to(torch.int32)).view(rank_code.shape)
+
+
+# ------------------------------------------------------------------------------------------------- stochastic rounding
+
+
+def stochastically_rounded(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 values in bfloat16 or float16, rounded up or down at random, so that the expectation is the value.
+
+    A value that lies the fraction f of the way from one number of ``dtype`` to the next, away from zero, becomes that
+    next number iff floor(f * 2**16) + bits >= 2**16 (Gupta et al., ICML 2015, section 3, with 16 random bits). What the
+    dtype holds exactly stays. A value beyond its largest number is rounded to nearest, to that number or to infinity,
+    whatever the bits; NaN and infinity pass.
+
+    Args:
+        bits: integers in [0, 2**16), of the shape of ``values``.
+    """
+    magnitude, bits = values.abs(), bits.to(torch.int32)
+    pattern = magnitude.view(torch.int32)
+    if dtype == torch.bfloat16:  # the upper half of a float32
+        rounded = ((pattern + bits) >> 16 << 16).view(torch.float32)
+    else:
+        subnormal = magnitude < torch.finfo(torch.float16).tiny  # multiples of 2**-24
+        normal = ((pattern + (bits >> 3)) >> 13 << 13).view(torch.float32)
+        multiple = ((magnitude.where(subnormal, 0.0) * 2.0**40).to(torch.int32) + bits) >> 16
+        rounded = torch.where(subnormal, multiple.to(torch.float32) * 2.0**-24, normal)
+    return torch.where(magnitude <= torch.finfo(dtype).max, rounded.copysign(values), values).to(dtype)
+
+
+def is_narrow(tensor: Tensor) -> bool:
+    """Whether the tensor is of a dtype to which values can be rounded stochastically."""
+    return tensor.dtype in (torch.bfloat16, torch.float16)
+
+
+class RoundingBits(NamedTuple):
+    """Random numbers in [0, 2**16), one per element: the halves of its word.
+
+    Attributes:
+        parameter: the upper half, for the parameter.
+        state: the lower half, for all of its state; so the parameter's rounding does not depend on the moments'.
+    """
+
+    parameter: Tensor
+    state: Tensor
 
 
 # ---------------------------------------------------------------------------------------------------------------- step
@@ -176,18 +233,18 @@ def _step(row: StepRow, options: StepOptions) -> None:
     else:
         step = next_count(row.step.item())
         row.step.fill_(step)
+    by_step: Word = step.to(torch.int64) & _MASK if isinstance(step, Tensor) else draw_number_of(step)
     selection = options.selection
     draw_number: Word = 0
     if selection is not None:
-        by_step: Word = step.to(torch.int64) & _MASK if isinstance(step, Tensor) else draw_number_of(step)
         draw_number = by_step if selection.draw_number is None else selection.draw_number
-    if options.accumulate:
-        assert row.importance is not None
-        accumulate_importance_([row.importance], [row.grad])
     used = {name: tensor for name, tensor in row.tensors() if TENSORS[name].per_element}
     for start, tensors in chunks(list(used.values())):
         chunk = dict(zip(used, tensors, strict=True))
         grad, moving = chunk["grad"], None
+        bits = _rounding_bits(row.position, start, grad, by_step, options) if _rounds(row, options) else None
+        if options.accumulate:
+            _add_square_(chunk["importance"], grad, None if bits is None else bits.state)
         if selection is not None:
             words = draw_words(
                 row.position, start, grad.numel(), seed=selection.seed, draw_number=draw_number, device=grad.device
@@ -206,12 +263,35 @@ def _step(row: StepRow, options: StepOptions) -> None:
             pretrained=chunk["pretrained"] if options.returns_to_pretrained else None,
             pretrained_decay=_pretrained_decay(options, chunk) if options.returns_to_pretrained else 0.0,
             moving=moving,
+            bits=bits if options.stochastic_rounding else None,
             lr=options.lr,
             beta1=options.beta1,
             beta2=options.beta2,
             eps=options.eps,
             weight_decay=options.weight_decay,
         )
+
+
+def _rounds(row: StepRow, options: StepOptions) -> bool:
+    """Whether anything of the row is rounded stochastically."""
+    return (options.stochastic_rounding and (is_narrow(row.param) or is_narrow(row.exp_avg))) or (
+        options.accumulate and row.importance is not None and is_narrow(row.importance)
+    )
+
+
+def _rounding_bits(
+    position: Position, start: int, grad: Tensor, draw_number: Word, options: StepOptions
+) -> RoundingBits:
+    words = draw_words(
+        position,
+        start,
+        grad.numel(),
+        seed=options.rounding_seed,
+        draw_number=draw_number,
+        device=grad.device,
+        purpose=FOR_ROUNDING,
+    ).view(grad.shape)
+    return RoundingBits(words >> 16, words & 0xFFFF)
 
 
 def _pretrained_decay(options: StepOptions, chunk: dict[str, Tensor]) -> float | Tensor:
@@ -239,6 +319,7 @@ def adamw_(
     pretrained: Tensor | None = None,
     pretrained_decay: float | Tensor = 0.0,
     moving: Tensor | None = None,
+    bits: RoundingBits | None = None,
 ) -> None:
     """Decoupled weight decay, moments, bias correction, update (Loshchilov and Hutter, 2019, algorithm 2).
 
@@ -248,8 +329,11 @@ def adamw_(
 
     ``pretrained_decay`` draws the parameter to ``pretrained``, after the weight decay: theta <- theta - lr c w (theta -
     theta_0), where c w is a number or one per element. ``moving``: which elements the update moves; None: all.
+    ``bits``: by which results of 16 bits are rounded, from float32 at least; None: each to nearest.
     """
     working = torch.promote_types(param.dtype, exp_avg.dtype)
+    if bits is not None:
+        working = torch.promote_types(working, torch.float32)
     if {param.dtype, grad.dtype, exp_avg.dtype} != {working}:
         stored = [t for t in (param, exp_avg, exp_avg_sq, max_exp_avg_sq) if t is not None]
         wide = [t.to(working, copy=True) for t in stored]
@@ -261,6 +345,9 @@ def adamw_(
             moving=moving,
         )  # fmt: skip
         for narrow, result in zip(stored, wide, strict=True):
+            if bits is not None and is_narrow(narrow):
+                own = bits.parameter if narrow is param else bits.state
+                result = stochastically_rounded(result.to(torch.float32), own, narrow.dtype)
             narrow.copy_(result)
         return
 
@@ -297,12 +384,28 @@ def adamw_(
 def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> None:
     """Add the squared gradients: s <- fl(s + fl(g * g)) in float32, saturating; non-finite gradients add nothing.
 
-    Two roundings: never ``addcmul_``, which is a fused multiply-add on some processors.
+    Two roundings: never ``addcmul_``, which is a fused multiply-add on some processors. Scores of bfloat16 are then
+    rounded stochastically: to nearest a sum would stand still at 512 times what is added. No step is counted here, so
+    the gradient and the score are the counter of the bits.
     """
     for importance, grad in zip(importances, grads, strict=True):
         for _, (score, g) in chunks([importance, grad]):
-            g = g.to(torch.float32)
-            score.add_(torch.where(g.isfinite(), g * g, 0.0)).clamp_(max=_LARGEST_FLOAT32)
+            bits = None
+            if is_narrow(score):
+                counter = (g.to(torch.float32), score.to(torch.float32))
+                first, second = (each.view(torch.int32).to(torch.int64) & _MASK for each in counter)
+                bits = torch.as_tensor(philox4x32((first, second, 0, 0), (0, 0))[0]) >> 16
+            _add_square_(score, g, bits)
+
+
+def _add_square_(score: Tensor, grad: Tensor, bits: Tensor | None) -> None:
+    g, largest = grad.to(torch.float32), torch.finfo(score.dtype).max
+    square = torch.where(g.isfinite(), g * g, 0.0)
+    if is_narrow(score):
+        assert bits is not None
+        score.copy_(stochastically_rounded((score + square).clamp_(max=largest), bits, score.dtype))
+    else:
+        score.add_(square).clamp_(max=largest)
 
 
 def histogram_(scores: list[Tensor], counts: Tensor) -> None:
@@ -345,7 +448,7 @@ def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], tabl
 
 
 def _bins(score: Tensor) -> Tensor:
-    return score.contiguous().view(torch.int32).view(-1) >> 15
+    return score.to(torch.float32).contiguous().view(torch.int32).view(-1) >> 15
 
 
 # -------------------------------------------------------------------------------------------------------------- chunks

@@ -108,6 +108,9 @@ class StepOptions:
         pretrained_decay: c of theta <- theta - lr c w (theta - theta_0), theta_0 being ``pretrained`` of the row.
         pretrained_decay_by: what w is. "uniform": 1. "rank": 1 - p, the complement of the keep probability in float32;
             0 without a selection.
+        stochastic_rounding: whether parameters and moments of 16 bits are rounded stochastically, and not to nearest.
+        rounding_seed: key of the bits by which that is done, and by which scores of 16 bits are always rounded, 0 <=
+            rounding_seed < 2**64. They are drawn anew in each step, by the parameter's step count after its increment.
         capturable: the step counts lie beside the parameters and are read there; for CUDA graphs.
         accumulate: whether the squared gradients are added to the importance.
         selection: how the masks are drawn; None updates everything.
@@ -124,6 +127,8 @@ class StepOptions:
     selection: Selection | None
     pretrained_decay: float = field(default=0.0, metadata=_number("double"))
     pretrained_decay_by: str = field(default="uniform", metadata=_number("std::int64_t", ("uniform", "rank")))
+    stochastic_rounding: bool = field(default=False, metadata=_number("std::int64_t"))
+    rounding_seed: int = field(default=0, metadata=_number("std::uint64_t"))
 
     @property
     def returns_to_pretrained(self) -> bool:
@@ -164,14 +169,17 @@ class DtypeOf(Enum):
 
     PARAMETER = "parameter"
     MOMENT = "moment"
+    SCORE = "score"
     FLOAT32 = "float32"
     UINT8 = "uint8"
 
-    def resolved(self, param: torch.dtype, moment: torch.dtype) -> torch.dtype:
-        """The dtype, given those of the parameter and of the moments."""
-        return {DtypeOf.PARAMETER: param, DtypeOf.MOMENT: moment}.get(self) or cast(
-            torch.dtype, getattr(torch, self.value)
-        )
+    def resolved(self, param: torch.dtype, moment: torch.dtype, score: torch.dtype = torch.float32) -> torch.dtype:
+        """The dtype, given those of the parameter, of the moments and of the importance scores."""
+        given = {DtypeOf.PARAMETER: param, DtypeOf.MOMENT: moment, DtypeOf.SCORE: score}
+        return given.get(self) or cast(torch.dtype, getattr(torch, self.value))
+
+
+SCORE_DTYPES = (torch.float32, torch.bfloat16)  # whose bits are those of float32, or its upper half
 
 
 def _zero(group: GroupOptions, param: Tensor) -> float:
@@ -217,13 +225,20 @@ class TensorField:
         """Whether parameters of a group with these options have the tensor."""
         return self.needs is None or bool(group.get(self.needs))
 
-    def make(self, group: GroupOptions, param: Tensor, moment_dtype: torch.dtype | None) -> Tensor:
+    def make(
+        self,
+        group: GroupOptions,
+        param: Tensor,
+        moment_dtype: torch.dtype | None,
+        score_dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """The tensor of a parameter with its first value, laid out like the parameter."""
         value = self.first_value(group, param)
         if not self.per_element:
             device = param.device if group["capturable"] else "cpu"
             return torch.full((), value, dtype=torch.float32, device=device)  # type: ignore[arg-type]
-        dtype, layout = self.dtype.resolved(param.dtype, moment_dtype or param.dtype), torch.preserve_format
+        dtype = self.dtype.resolved(param.dtype, moment_dtype or param.dtype, score_dtype)
+        layout = torch.preserve_format
         if isinstance(value, Tensor):
             return torch.empty_like(value, dtype=dtype, memory_format=layout, requires_grad=False).copy_(value.detach())
         return torch.full_like(param, value, dtype=dtype, memory_format=layout, requires_grad=False)
@@ -253,7 +268,7 @@ class StepRow:
     importance: Tensor | None = field(
         default=None,
         metadata=_tensor(
-            DtypeOf.FLOAT32, written=True, needs="selective", replaceable=True, is_square=True, is_ranked=True
+            DtypeOf.SCORE, written=True, needs="selective", replaceable=True, is_square=True, is_ranked=True
         ),
     )
     rank_code: Tensor | None = field(
@@ -275,12 +290,22 @@ class StepRow:
             if tensor is not None:
                 yield name, tensor
 
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """The dtype of the importance; float32 where there is none."""
+        return torch.float32 if self.importance is None else self.importance.dtype
+
+    def usual_dtype(self, name: str) -> torch.dtype:
+        """That of a tensor by its name, which follows from the parameter's, the first moment's and the importance's.
+
+        An importance that is none of :data:`SCORE_DTYPES` should be float32.
+        """
+        score = self.score_dtype if self.score_dtype in SCORE_DTYPES else torch.float32
+        return TENSORS[name].dtype.resolved(self.param.dtype, self.exp_avg.dtype, score)
+
     def has_usual_dtypes(self) -> bool:
-        """Whether all but the gradient are of the dtypes that follow from the parameter's and the first moment's."""
-        dtypes = self.param.dtype, self.exp_avg.dtype
-        return all(
-            tensor.dtype == TENSORS[name].dtype.resolved(*dtypes) for name, tensor in self.tensors() if name != "grad"
-        )
+        """Whether all but the gradient are of their usual dtypes."""
+        return all(tensor.dtype == self.usual_dtype(name) for name, tensor in self.tensors() if name != "grad")
 
     def with_gradient(self, grad: Tensor | None) -> StepRow:
         """The same row with another gradient."""
@@ -301,12 +326,17 @@ def state_names(group: GroupOptions) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------- memory traffic
 
 
-def accesses(names: Collection[str], param_dtype: torch.dtype, moment_dtype: torch.dtype) -> list[int]:
+def accesses(
+    names: Collection[str],
+    param_dtype: torch.dtype,
+    moment_dtype: torch.dtype,
+    score_dtype: torch.dtype = torch.float32,
+) -> list[int]:
     """The bytes of each access to an element in a step that uses these tensors: a read, and a write of what changes."""
     sizes = []
     for name, described in TENSORS.items():
         if name in names and described.per_element:
-            size = described.dtype.resolved(param_dtype, moment_dtype).itemsize
+            size = described.dtype.resolved(param_dtype, moment_dtype, score_dtype).itemsize
             sizes += [size] * (1 + described.written)
     return sizes
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .group_checks import NOT_SUPPORTED
-from .kernels.step import STATE_TENSORS, DtypeOf, TensorField, state_names
-from .options import GROUP_COUNTERS, OPTIONS_OF_MASKS, check_group
+from .kernels.step import SCORE_DTYPES, STATE_TENSORS, DtypeOf, TensorField, state_names
+from .options import GROUP_COUNTERS, OPTIONS_OF_MASKS, RoastOptions, check_group
 from .sharding import local, sharding_of
 from .state import State, make_state
 from .user_warning import warn
@@ -131,10 +131,12 @@ def _check_step(index: int, step: object) -> None:
 def _check_values(key: str, index: int, value: Tensor) -> None:
     """Raise ValueError for dtypes and numbers that no optimizer has saved: kernels look some of them up in tables."""
     kind = STATE_TENSORS[key].dtype
-    fixed = kind not in (DtypeOf.PARAMETER, DtypeOf.MOMENT)
-    expected = kind.resolved(value.dtype, value.dtype)
-    if value.dtype != expected if fixed else not value.is_floating_point():
-        right = expected if fixed else "a floating-point dtype"
+    if kind in (DtypeOf.PARAMETER, DtypeOf.MOMENT):
+        right, is_right = "a floating-point dtype", value.is_floating_point()
+    else:
+        dtypes = SCORE_DTYPES if kind is DtypeOf.SCORE else (kind.resolved(value.dtype, value.dtype),)
+        right, is_right = " or ".join(map(str, dtypes)), value.dtype in dtypes
+    if not is_right:
         raise ValueError(f"state_dict: {key} of parameter {index} is {value.dtype}, not {right}: it is damaged")
     if value.layout != torch.strided:
         raise ValueError(f"state_dict: {key} of parameter {index} is {value.layout}, not {torch.strided}")
@@ -151,7 +153,7 @@ def reattach(
     groups: list[dict[str, Any]],
     states: Mapping[Tensor, State],
     defaults: dict[str, Any],
-    state_dtype: torch.dtype | None,
+    options: RoastOptions,
     state_dict: dict[str, Any],
     previous: list[dict[str, Any]],
 ) -> None:
@@ -175,7 +177,7 @@ def reattach(
             _undo_casts(state, state_dict["state"][index], param, capturable=group["capturable"])
             lacking += [name for name in state_names(group) if name not in state and name not in lacking]
             if not is_lazy(param):  # otherwise before its first step
-                make_state(state, group, param, state_dtype, index)
+                make_state(state, group, param, options, index)
     if "rank_code" in lacking:
         warn(
             "the state_dict was saved by an optimizer without selection (AdamW): its moments are taken, importance "

@@ -35,7 +35,7 @@ from .sharding import check_process_group, local, position_of, shard_groups
 from .shared_ranks import SharedRanks, is_made_by_zero_redundancy_optimizer, takes_turns_with_another
 from .state import State, make_state, step_row
 from .statistics import selection_stats
-from .step_options import accumulates, prepare_selections, step_options
+from .step_options import accumulates, prepare_selections, step_options, without_effect
 from .step_plans import PlannedStep, StepPlans
 from .user_warning import warn
 
@@ -120,8 +120,10 @@ class RoastAdamW(Optimizer):
         selective: bool = NOT_SAID_TO_BE_SELECTIVE,
         importance: str = DEFAULTS["importance"],
         importance_every: int = DEFAULTS["importance_every"],
+        importance_dtype: torch.dtype | str = DEFAULTS["importance_dtype"],
         seed: int = DEFAULTS["seed"],
         state_dtype: torch.dtype | str | None = DEFAULTS["state_dtype"],
+        stochastic_rounding: bool = DEFAULTS["stochastic_rounding"],
         backend: str = DEFAULTS["backend"],
         maximize: bool = DEFAULTS["maximize"],
         capturable: bool = DEFAULTS["capturable"],
@@ -246,6 +248,8 @@ class RoastAdamW(Optimizer):
         first, self._has_stepped = not self._has_stepped, True
         if first:
             require_same_masks(self.param_groups, self.options, self.process_group)
+            if message := without_effect(self.param_groups, self.options):
+                self._warn_once(message)
         if self._measuring:
             self._accumulate(planned)
         elif not (first and self._only_makes_state(had_state, planned)):
@@ -334,7 +338,7 @@ class RoastAdamW(Optimizer):
 
     def _state_of(self, group: dict[str, Any], param: Tensor, position: Position) -> State:
         state: State = self.state[param]
-        if anew := make_state(state, group, param, self.options.state_dtype, position.parameter_id):
+        if anew := make_state(state, group, param, self.options, position.parameter_id):
             self._warn_once(
                 f"RoastAdamW: the shape of a parameter has changed, and {' and '.join(anew)} of its state did not "
                 "with it: made anew. Until the next refresh its elements count as most important"
@@ -466,7 +470,7 @@ class RoastAdamW(Optimizer):
         if "shared_ranks" not in self.__dict__:  # a copy is numbered and ranked alone
             self.shared_ranks, self._has_drawn = None, False
         if hasattr(self, "_incoming"):
-            checkpoint.reattach(self.param_groups, self.state, self.defaults, self.options.state_dtype, *self._incoming)
+            checkpoint.reattach(self.param_groups, self.state, self.defaults, self.options, *self._incoming)
         self.positions = self._place()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

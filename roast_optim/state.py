@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from .kernels.step import STATE_TENSORS, GroupOptions, Position, StepRow, state_names
+from .options import RoastOptions
 from .sharding import local, spread_like
 
 State = dict[str, Any]
 
 
-def make_state(
-    state: State, group: GroupOptions, param: Tensor, state_dtype: torch.dtype | None, parameter_id: int
-) -> list[str]:
-    """Make what the ``state`` of a parameter lacks, given the options of its group; the rest is left as it is.
+def make_state(state: State, group: GroupOptions, param: Tensor, options: RoastOptions, parameter_id: int) -> list[str]:
+    """Make what the ``state`` of a parameter lacks, given all options; the rest is left as it is.
 
     A state that has less than AdamW's is not completed: moments that somebody lost are not zero. Importance, rank codes
     and the like begin anew where the parameter has another shape than they.
@@ -40,7 +39,7 @@ def make_state(
             anew.append(name)
     missing = [name for name in names if name not in state]
     for name in missing + anew:
-        state[name] = STATE_TENSORS[name].make(group, param, state_dtype)
+        state[name] = STATE_TENSORS[name].make(group, param, options.state_dtype, options.importance_dtype)
     return anew
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -24,8 +25,21 @@ def step_options(group: dict[str, Any], options: RoastOptions, device: torch.dev
         beta2=_scalar(group["betas"][1]),
         accumulate=accumulates(group, options) and group["steps_since_refresh"] % options.importance_every == 0,
         selection=_selection(group, options, device),
+        stochastic_rounding=bool(options.stochastic_rounding),
+        rounding_seed=group["seed"],
         **{name: group[name] for name in _NAMED_ALIKE},
     )
+
+
+def without_effect(param_groups: Sequence[dict[str, Any]], options: RoastOptions) -> str | None:
+    """Which of the options changes nothing in any step with these parameters, and what to do about it."""
+    dtypes = {param.dtype for group in param_groups for param in group["params"]} | {options.state_dtype}
+    if options.stochastic_rounding and not dtypes & {torch.bfloat16, torch.float16}:
+        return (
+            "RoastAdamW: stochastic_rounding=True changes nothing, because no parameter and no moment is bfloat16 or "
+            "float16: leave it out, or convert the model, as in model.to(torch.bfloat16)"
+        )
+    return None
 
 
 def accumulates(group: dict[str, Any], options: RoastOptions) -> bool:

@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from roast_optim.kernels.step import Selection, StepOptions, accesses, names_in_step
 from roast_optim.kernels.triton import histogram, importance, perturbation, rank_codes, roast_adamw_kernel, symmetric_kl
 from roast_optim.kernels.triton.launch import BLOCKS_PER_PROGRAM, ELEMENTS_PER_THREAD, OPTIONS, WARPS, row_options
-from roast_optim.kernels.triton.roast_adamw import dtype_constants, step_constants
+from roast_optim.kernels.triton.roast_adamw import dtype_constants, rounding_constants, step_constants
 
 from .disassembly import Listing, amd_listing, nvidia_listing, wide_accesses
 
@@ -37,7 +37,7 @@ _STRIDES = [
 _TYPES = {
     **dict.fromkeys(("rows", "selection_table", "counts", "not_finite"), "*i64"),
     "tensor_of_program": "*i32",
-    **dict.fromkeys(("key0", "key1", "draw_number", "length", "parts"), "i32"),
+    **dict.fromkeys(("key0", "key1", "draw_number", "rounding_key0", "rounding_key1", "length", "parts"), "i32"),
     **dict.fromkeys(("codes", "tokens", "counted"), "*u8"),
     **dict.fromkeys(("embedding", "gradient", "perturbed", "peaks"), "*fp32"),
     **dict.fromkeys(("logits_p", "logits_q", "divergences", "statistics", "upstream", "grad_p", "grad_q"), "*fp32"),
@@ -120,6 +120,7 @@ def _step(
     *,
     param: torch.dtype = torch.float32,
     moments: torch.dtype = torch.float32,
+    scores: torch.dtype = torch.float32,
     group: Mapping[str, Any] | None = None,
     types: Mapping[str, str] | None = None,
     constants: Mapping[str, Any] | None = None,
@@ -130,15 +131,16 @@ def _step(
     used = names_in_step({"selective": True, **(group or {})}, chosen)
     compiled = {
         "COLUMNS": 2 + len(roast_adamw_kernel.COLUMNS),
-        **dtype_constants(param, param, moments),
+        **dtype_constants(param, param, moments, scores),
         **step_constants(chosen, used),
+        **rounding_constants(chosen, param, moments, scores),
         **({"selection_table": None} if chosen.selection is None else {}),
         "ALIGNED": True,
         "RUN": True,
         "LR_ON_DEVICE": False,
         **(constants or {}),
     }
-    moved = accesses(used, param, moments)
+    moved = accesses(used, param, moments, scores)
     vectors = moved.count(4) if compiled["ALIGNED"] else 0  # four elements of four bytes make 128 bits
     return Kernel(name, roast_adamw_kernel.roast_adamw_kernel, sum(moved), vectors, compiled, types or {})
 
@@ -159,9 +161,22 @@ KERNELS = (
     _step("step, float32, shard of an inner dimension", constants={"RUN": False}),
     _step("step, bfloat16, moments float32", param=torch.bfloat16),
     _step("step, bfloat16", param=torch.bfloat16, moments=torch.bfloat16),
+    _step(
+        "step, bfloat16, stochastic rounding",
+        param=torch.bfloat16,
+        moments=torch.bfloat16,
+        stochastic_rounding=True,
+    ),
+    _step(
+        "step, bfloat16, stochastic rounding, importance bfloat16",
+        param=torch.bfloat16,
+        moments=torch.bfloat16,
+        scores=torch.bfloat16,
+        stochastic_rounding=True,
+    ),
     _pass("accumulate importance", importance._accumulate_kernel, 12, 3, 4, GRAD=tl.float32),
-    _pass("histogram", histogram._histogram_kernel, 4, 1, 3),
-    _pass("rank codes", rank_codes._rank_codes_kernel, 9, 2, 4),
+    _pass("histogram", histogram._histogram_kernel, 4, 1, 3, SCORE=tl.float32),
+    _pass("rank codes", rank_codes._rank_codes_kernel, 9, 2, 4, SCORE=tl.float32),
     Kernel("perturbation, peaks", perturbation._peaks_kernel, 4, 1, {"BLOCK": 1024}, elements=1024),
     Kernel(
         "perturbation, sum",

@@ -78,7 +78,7 @@ class _Plan(StepPlan):
 
     def __init__(self, rows: Sequence[StepRow]) -> None:
         super().__init__(rows)
-        alike: dict[tuple[torch.dtype, torch.dtype] | None, list[int]] = {}
+        alike: dict[tuple[torch.dtype, ...] | None, list[int]] = {}
         for i, row in enumerate(rows):
             alike.setdefault(_dtypes(row), []).append(i)
         self._by_reference = alike.pop(None, [])
@@ -161,6 +161,7 @@ class _Part:
             written=pointer(written),
             param_dtype=DTYPES[self._dtype],
             moment_dtype=DTYPES[rows[0].exp_avg.dtype],
+            score_dtype=DTYPES[rows[0].score_dtype],
         )
         self._tensors = {name: pointer(addresses) for name, addresses in lists.items()}
         self._call.tensors[:] = [*self._tensors.values()]
@@ -214,9 +215,9 @@ def _number(name: str, value: Any) -> Any:
     return CHOICES[name].index(value) if name in CHOICES else value
 
 
-def _dtypes(row: StepRow) -> tuple[torch.dtype, torch.dtype] | None:
-    """Dtypes of the parameter and of its moments; None: the reference must take the row."""
-    dtypes, numel = (row.param.dtype, row.exp_avg.dtype), row.param.numel()
+def _dtypes(row: StepRow) -> tuple[torch.dtype, ...] | None:
+    """Dtypes of the parameter, of its moments and of its scores; None: the reference must take the row."""
+    dtypes, numel = (row.param.dtype, row.exp_avg.dtype, row.score_dtype), row.param.numel()
     if not DTYPES.keys() >= set(dtypes) or not row.has_usual_dtypes():
         return None
     for name, tensor in row.with_gradient(None).tensors():
@@ -256,7 +257,10 @@ def _selection_fields(selection: Selection | None) -> tuple[int | None, int | No
 
 
 def accumulate_importance_(importances: list[Tensor], grads: list[Tensor]) -> None:
-    """Add the squared gradients to the importance scores, in place; see :func:`..reference.accumulate_importance_`."""
+    """Add the squared gradients to the importance scores, in place; see :func:`..reference.accumulate_importance_`.
+
+    That also takes scores of bfloat16, of which a training's steps make no use.
+    """
 
     def plan(importances: list[Tensor], grads: list[Tensor]) -> list[array[int]] | None:
         if grads[0].dtype not in DTYPES or any(grad.is_neg() for grad in grads):
@@ -276,11 +280,11 @@ def histogram_(scores: list[Tensor], counts: Tensor) -> None:
     bins = addresses([counts], torch.int64, [HISTOGRAM_BINS])
 
     def plan(scores: list[Tensor]) -> list[array[int]] | None:
-        return sizes_and_addresses((scores, torch.float32))
+        return sizes_and_addresses((scores, scores[0].dtype)) if scores[0].dtype in DTYPES else None
 
     for lists, (part,) in parts(plan, [scores]):
         if lists is not None and bins is not None:
-            arguments = (len(part), *map(pointer, lists), bins[0], threads())
+            arguments = (len(part), *map(pointer, lists), DTYPES[part[0].dtype], bins[0], threads())
             if succeeded(loaded().roast_histogram(*arguments)):
                 continue
         reference.histogram_(part, counts)
@@ -291,11 +295,15 @@ def assign_rank_codes_(importances: list[Tensor], rank_codes: list[Tensor], tabl
     codes = addresses([table], torch.uint8, [HISTOGRAM_BINS])
 
     def plan(importances: list[Tensor], rank_codes: list[Tensor]) -> list[array[int]] | None:
-        return sizes_and_addresses((importances, torch.float32), (rank_codes, torch.uint8))
+        if importances[0].dtype not in DTYPES:
+            return None
+        return sizes_and_addresses((importances, importances[0].dtype), (rank_codes, torch.uint8))
 
     for lists, (scores, ranks) in parts(plan, [importances, rank_codes]):
         if lists is not None and codes is not None:
-            arguments = (len(scores), *map(pointer, lists), codes[0], threads())
+            numel, addresses_of_scores, addresses_of_ranks = map(pointer, lists)
+            of_scores = (len(scores), numel, addresses_of_scores, DTYPES[scores[0].dtype])
+            arguments = (*of_scores, addresses_of_ranks, codes[0], threads())
             if succeeded(loaded().roast_assign_codes(*arguments)):
                 continue
         reference.assign_rank_codes_(scores, ranks, table)

@@ -14,8 +14,8 @@ constexpr float LAST_EXACT_COUNT = 1 << 24, LARGEST_COUNT = 0x1p62f;
 
 // Bytes per element of each tensor; 0: it is a single float32.
 std::int64_t bytes_of(int tensor, const RoastStep& s) {
-  constexpr std::int64_t float32 = sizeof(float), uint8 = 1, one_float32 = 0;
-  const std::int64_t parameter = BYTES[s.param_dtype], moment = BYTES[s.moment_dtype];
+  constexpr std::int64_t uint8 = 1, one_float32 = 0;
+  const std::int64_t parameter = BYTES[s.param_dtype], moment = BYTES[s.moment_dtype], score = BYTES[s.score_dtype];
 #define BYTES_OF(name, dtype, access) dtype,
   const std::int64_t bytes[] = {ROAST_TENSORS(BYTES_OF)};
 #undef BYTES_OF
@@ -52,7 +52,7 @@ float next_count(float count) { return count < LAST_EXACT_COUNT ? count + 1 : st
 
 const char* check_rows(RoastStep& s) {
   if (!valid_sizes(s.count, s.numel)) return INVALID_SIZES;
-  if (!is_dtype(s.param_dtype) || !is_dtype(s.moment_dtype)) return "unknown dtype";
+  if (!is_dtype(s.param_dtype) || !is_dtype(s.moment_dtype) || !is_dtype(s.score_dtype)) return "unknown dtype";
   Memory memory(TENSORS * s.count);
   for (int tensor = 0; tensor < TENSORS; tensor++) {
     if (s.tensors[tensor] == nullptr || tensor == field::grad) continue;
@@ -130,14 +130,21 @@ AdamW scalars(const RoastStep& s, float step, const SelectionTable& table) {
   adamw.masks_update = s.acts_on != 0 && s.thresholds != nullptr;
   adamw.pretrained_decay = static_cast<float>(s.lr * s.pretrained_decay);
   adamw.decay_of_rank = s.pretrained_decay_by != 0 ? &table.drop_probabilities : nullptr;
+  adamw.rounds_values = s.stochastic_rounding != 0;
   return adamw;
 }
 
-Draw draw(const RoastStep& s, std::int64_t i, float step, const SelectionTable& table) {
+Rounding rounding(const RoastStep& s) {
+  if (s.score_dtype != FLOAT32 && s.tensors[field::importance] != nullptr) return SCORES_TOO;
+  return s.stochastic_rounding != 0 && (s.param_dtype != FLOAT32 || s.moment_dtype != FLOAT32) ? STOCHASTIC : TO_NEAREST;
+}
+
+Draw draw(const RoastStep& s, std::int64_t i, std::uint64_t seed, std::int64_t draw_number,
+          const SelectionTable& table) {
   return {&table,
-          {static_cast<std::uint32_t>(s.seed), static_cast<std::uint32_t>(s.seed >> 32)},
+          {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)},
           static_cast<std::uint32_t>(s.positions[field::parameter_id][i]),
-          static_cast<std::uint32_t>(s.draw_number < 0 ? static_cast<std::int64_t>(step) : s.draw_number),
+          static_cast<std::uint32_t>(draw_number),
           s.positions[field::first_index][i],
           s.positions[field::inner_length][i],
           s.positions[field::outer_stride][i]};
@@ -145,6 +152,7 @@ Draw draw(const RoastStep& s, std::int64_t i, float step, const SelectionTable& 
 
 // Increments the step counts.
 std::vector<Parameter> parameters(const RoastStep& s, const SelectionTable& table) {
+  const bool rounds = rounding(s) != TO_NEAREST;
   std::vector<Parameter> all(s.count);
   AdamW adamw{};
   float step_of_adamw = 0;
@@ -156,12 +164,17 @@ std::vector<Parameter> parameters(const RoastStep& s, const SelectionTable& tabl
     for (int tensor = 0; tensor < TENSORS; tensor++)
       p.tensors[tensor] = s.tensors[tensor] == nullptr ? nullptr : reinterpret_cast<void*>(s.tensors[tensor][i]);
     p.adamw = adamw;
+    const auto own = static_cast<std::int64_t>(step);
+    if (rounds) p.rounding = draw(s, i, s.rounding_seed, own, table);
     if (s.thresholds != nullptr) {
-      p.draw = draw(s, i, step, table);
+      p.draw = draw(s, i, s.seed, s.draw_number < 0 ? own : s.draw_number, table);
     } else {
       p.tensors[field::rank_code] = nullptr;
       if (s.pretrained_decay_by != 0) p.tensors[field::pretrained] = nullptr;
-      p.draw.inner_length = std::max<std::int64_t>(s.numel[i], 1);
+      if (rounds)
+        p.draw = p.rounding;
+      else
+        p.draw.inner_length = std::max<std::int64_t>(s.numel[i], 1);
     }
   }
   return all;
@@ -192,7 +205,7 @@ const char* roast_adamw(const RoastStep* step) {
       if (const char* message = fill(table, s.thresholds, s.rescaling)) return message;
     const Chunks chunks(s.count, s.numel);
     const std::vector<Parameter> all = parameters(s, table);
-    const auto kernel = kernels->step[s.param_dtype][s.moment_dtype];
+    const auto kernel = kernels->step[s.param_dtype][s.moment_dtype][rounding(s)];
     for_each_part(chunks, s.threads, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
       kernel(all[i], begin, end);
     });

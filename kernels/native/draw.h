@@ -1,4 +1,4 @@
-// The random draw: by what each gradient is multiplied, zero where the element is not kept.
+// The random draw: by what each gradient is multiplied, zero where the element is not kept; and bits for rounding.
 #pragma once
 
 #include "kernels.h"
@@ -119,6 +119,35 @@ constexpr int SELECTED_VECTORS = 1;
 
 #endif
 
+// The words of the counters from `first` on, one vector of counters after the other.
+template <Purpose PURPOSE>
+inline void draw_group(const Draw& draw, const KeySchedule& schedule, std::uint64_t first, U64 (&words)[VECTORS][4]) {
+  for (int i = 0; i < VECTORS; i++) {
+    const U64 counters = first + i * VECTOR_COUNTERS + by_lane(counter_of_lane);
+    words[i][0] = counters;
+    words[i][1] = counters >> 32 | static_cast<std::uint64_t>(PURPOSE);
+    words[i][2] = U64{} + draw.parameter_id;
+    words[i][3] = U64{} + draw.draw_number;
+  }
+  philox(words, schedule);
+}
+
+// The words for rounding `count` elements, as below.
+__attribute__((noinline)) void draw_rounding(const Draw& draw, const KeySchedule& schedule, std::uint64_t first, int count,
+                                             std::uint32_t* elements) {
+#pragma GCC unroll 1
+  for (int done = 0; done < count; done += GROUP) {
+    U64 words[VECTORS][4];
+    draw_group<FOR_ROUNDING>(draw, schedule, first + done / 4, words);
+    for (int i = 0; i < VECTORS; i++) {
+      const U64 low = low_halves(words[i][0], words[i][1]), high = low_halves(words[i][2], words[i][3]);
+      const U64 even = even_lanes(low, high), odd = odd_lanes(low, high);
+      std::memcpy(elements + done + 2 * LANES * i, &even, sizeof even);
+      std::memcpy(elements + done + 2 * LANES * i + LANES, &odd, sizeof odd);
+    }
+  }
+}
+
 // Factors of `count` elements that lie side by side in the whole parameter, the first of which takes word 0 of counter
 // `first`. Reads and writes whole groups. Not inlined: registers for the table would be taken from the update.
 __attribute__((noinline)) void draw_factors(const Draw& draw, const KeySchedule& schedule, std::uint64_t first,
@@ -126,14 +155,7 @@ __attribute__((noinline)) void draw_factors(const Draw& draw, const KeySchedule&
 #pragma GCC unroll 1
   for (int done = 0; done < count; done += GROUP) {
     U64 words[VECTORS][4];
-    for (int i = 0; i < VECTORS; i++) {
-      const U64 counters = first + done / 4 + i * VECTOR_COUNTERS + by_lane(counter_of_lane);
-      words[i][0] = counters;
-      words[i][1] = counters >> 32;
-      words[i][2] = U64{} + draw.parameter_id;
-      words[i][3] = U64{} + draw.draw_number;
-    }
-    philox(words, schedule);
+    draw_group<FOR_MASKS>(draw, schedule, first + done / 4, words);
 #pragma GCC unroll 1
     for (int i = 0; i < VECTORS; i += SELECTED_VECTORS)
       select(*draw.table, words + i, codes + done + 2 * LANES * i, factors + done + 2 * LANES * i);

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-// TENSOR(name, dtype, access): the dtype is that of the parameter, of the moments, or its own. A step reads every tensor.
+// TENSOR(name, dtype, access): the dtype is that of the parameter, of the moments, of the scores, or its own. A step reads
+// every tensor.
 #define ROAST_TENSORS(TENSOR)              \
   TENSOR(param, parameter, written)        \
   TENSOR(grad, parameter, read)            \
@@ -12,7 +13,7 @@
   TENSOR(exp_avg, moment, written)         \
   TENSOR(exp_avg_sq, moment, written)      \
   TENSOR(max_exp_avg_sq, moment, written)  \
-  TENSOR(importance, float32, written)     \
+  TENSOR(importance, score, written)       \
   TENSOR(rank_code, uint8, read)           \
   TENSOR(pretrained, moment, read)
 
@@ -29,6 +30,8 @@
   SCALAR(std::int64_t, maximize)                                                          \
   SCALAR(double, pretrained_decay)                                                        \
   SCALAR(std::int64_t, pretrained_decay_by) /* 0: uniform, 1: rank */                     \
+  SCALAR(std::int64_t, stochastic_rounding)                                               \
+  SCALAR(std::uint64_t, rounding_seed)                                                    \
   SCALAR(std::uint64_t, seed)                                                             \
   SCALAR(std::int64_t, draw_number) /* negative: each parameter's step */                 \
   SCALAR(std::int64_t, acts_on)     /* 0: gradient, 1: update */

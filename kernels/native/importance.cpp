@@ -14,19 +14,22 @@ constexpr std::int64_t HISTOGRAM_CHUNKS = (1LL << 31) / CHUNK;  // at a time, so
 
 // The upper 17 bits of a float32 without its sign: bins are ordered like the scores they hold.
 std::uint32_t bin_of(std::uint32_t bits) { return bits >> 15 & (BINS - 1); }
+// Of a bfloat16, which is the upper half of a float32.
+std::uint32_t bin_of(std::uint16_t bits) { return bin_of(static_cast<std::uint32_t>(bits) << 16); }
 
-void count_bins(const float* scores, std::int64_t count, std::uint32_t* counts) {
+template <class Bits>
+void count_bins(const Bits* scores, std::int64_t count, std::uint32_t* counts) {
   constexpr int WIDTH = 8;
-  std::uint32_t bits[WIDTH];
+  Bits bits[WIDTH];
   std::int64_t i = 0;
   for (; i + WIDTH <= count; i += WIDTH) {
     std::memcpy(bits, scores + i, sizeof bits);
-    std::uint32_t any = 0;
-    for (std::uint32_t b : bits) any |= b;
+    Bits any = 0;
+    for (Bits b : bits) any |= b;
     if (any == 0)  // rows of an embedding that no token used: adding one by one to the same count is slow
       counts[0] += WIDTH;
     else
-      for (std::uint32_t b : bits) counts[bin_of(b)]++;
+      for (Bits b : bits) counts[bin_of(b)]++;
   }
   for (; i < count; i++) {
     std::memcpy(bits, scores + i, sizeof bits[0]);
@@ -34,9 +37,10 @@ void count_bins(const float* scores, std::int64_t count, std::uint32_t* counts) 
   }
 }
 
-void assign_codes(float* scores, std::uint8_t* codes, std::int64_t count, const std::uint8_t* table) {
+template <class Bits>
+void assign_codes(Bits* scores, std::uint8_t* codes, std::int64_t count, const std::uint8_t* table) {
   for (std::int64_t i = 0; i < count; i++) {
-    std::uint32_t bits;
+    Bits bits;
     std::memcpy(&bits, scores + i, sizeof bits);
     codes[i] = table[bin_of(bits)];
   }
@@ -70,12 +74,13 @@ const char* roast_accumulate(std::int64_t count, const std::int64_t* numel, cons
 }
 
 const char* roast_histogram(std::int64_t count, const std::int64_t* numel, const std::int64_t* scores,
-                            std::int64_t* bin_counts, std::int32_t threads) {
+                            std::int32_t score_dtype, std::int64_t* bin_counts, std::int32_t threads) {
   return guarded([&]() -> const char* {
     if (!valid_sizes(count, numel)) return INVALID_SIZES;
+    if (!is_dtype(score_dtype)) return "unknown dtype";
     Memory memory(count + 1);
     memory.writes(reinterpret_cast<std::int64_t>(bin_counts), BINS * sizeof *bin_counts);
-    for (std::int64_t i = 0; i < count; i++) memory.reads(scores[i], numel[i] * sizeof(float));
+    for (std::int64_t i = 0; i < count; i++) memory.reads(scores[i], numel[i] * BYTES[score_dtype]);
     if (!memory.suitable()) return UNSUITABLE;
     const Chunks chunks(count, numel);
     threads = std::clamp(threads, 1, HISTOGRAM_THREADS);
@@ -87,7 +92,10 @@ const char* roast_histogram(std::int64_t count, const std::int64_t* numel, const
         if (!owners.take(owner)) return;
         for (std::int64_t piece; pieces.take(piece);)
           chunks.visit(first + piece, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
-            count_bins(at<const float>(scores[i], begin), end - begin, counts[owner].data());
+            if (score_dtype == FLOAT32)
+              count_bins(at<const std::uint32_t>(scores[i], begin), end - begin, counts[owner].data());
+            else
+              count_bins(at<const std::uint16_t>(scores[i], begin), end - begin, counts[owner].data());
           });
       });
       for (const auto& own : counts)
@@ -98,18 +106,24 @@ const char* roast_histogram(std::int64_t count, const std::int64_t* numel, const
 }
 
 const char* roast_assign_codes(std::int64_t count, const std::int64_t* numel, const std::int64_t* importances,
-                               const std::int64_t* rank_codes, const std::uint8_t* table, std::int32_t threads) {
+                               std::int32_t score_dtype, const std::int64_t* rank_codes, const std::uint8_t* table,
+                               std::int32_t threads) {
   return guarded([&]() -> const char* {
     if (!valid_sizes(count, numel)) return INVALID_SIZES;
+    if (!is_dtype(score_dtype)) return "unknown dtype";
     Memory memory(2 * count + 1);
     memory.reads(reinterpret_cast<std::int64_t>(table), BINS);
     for (std::int64_t i = 0; i < count; i++) {
-      memory.writes(importances[i], numel[i] * sizeof(float));
+      memory.writes(importances[i], numel[i] * BYTES[score_dtype]);
       memory.writes(rank_codes[i], numel[i]);
     }
     if (!memory.suitable()) return UNSUITABLE;
     for_each_part(Chunks(count, numel), threads, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
-      assign_codes(at<float>(importances[i], begin), at<std::uint8_t>(rank_codes[i], begin), end - begin, table);
+      std::uint8_t* codes = at<std::uint8_t>(rank_codes[i], begin);
+      if (score_dtype == FLOAT32)
+        assign_codes(at<std::uint32_t>(importances[i], begin), codes, end - begin, table);
+      else
+        assign_codes(at<std::uint16_t>(importances[i], begin), codes, end - begin, table);
     });
     return nullptr;
   });

@@ -11,7 +11,7 @@
 extern "C" {
 
 // To be raised whenever a function here changes. What a step takes is compared by name.
-constexpr std::int32_t ROAST_INTERFACE = 2;
+constexpr std::int32_t ROAST_INTERFACE = 3;
 std::int32_t roast_interface();
 
 // The lists of fields.h, a line per entry: "param parameter written", "parameter_id", "lr double".
@@ -37,7 +37,7 @@ struct RoastStep {
 #define SCALAR(type, name) type name;
   ROAST_SCALARS(SCALAR)
 #undef SCALAR
-  std::int32_t param_dtype, moment_dtype, threads;
+  std::int32_t param_dtype, moment_dtype, score_dtype, threads;
 };
 
 // Checks everything but gradients, options and step counts, which may change from step to step, and fills `written`.
@@ -49,15 +49,17 @@ const char* roast_adamw(const RoastStep* step);
 // Facts of the first tensors of a Python list; -1 with Python's error set, or if the table is of another version.
 std::int32_t roast_facts(const void* exchange_table, void* tensors, std::int64_t count, TensorFacts* facts);
 
+// Of float32 importances.
 const char* roast_accumulate(std::int64_t count, const std::int64_t* numel, const std::int64_t* importances,
                              const std::int64_t* grads, std::int32_t grad_dtype, std::int32_t threads);
 
 // Adds to `bin_counts` (65,536).
 const char* roast_histogram(std::int64_t count, const std::int64_t* numel, const std::int64_t* scores,
-                            std::int64_t* bin_counts, std::int32_t threads);
+                            std::int32_t score_dtype, std::int64_t* bin_counts, std::int32_t threads);
 
 // `table`: rank code of each of the 65,536 bins.
 const char* roast_assign_codes(std::int64_t count, const std::int64_t* numel, const std::int64_t* importances,
-                               const std::int64_t* rank_codes, const std::uint8_t* table, std::int32_t threads);
+                               std::int32_t score_dtype, const std::int64_t* rank_codes, const std::uint8_t* table,
+                               std::int32_t threads);
 }
 #pragma GCC visibility pop

@@ -11,6 +11,10 @@ constexpr int PHILOX_ROUNDS = 7;
 // As numbered in library.py.
 enum Dtype { FLOAT32, BFLOAT16, DTYPES };
 
+// What of a step is rounded stochastically: nothing, whatever is bfloat16, or besides scores that are bfloat16, where
+// AdamW::rounds_values says of the rest.
+enum Rounding { TO_NEAREST, STOCHASTIC, SCORES_TOO, ROUNDINGS };
+
 // Threshold and rescaling factor of each rank code, in two layouts.
 struct SelectionTable {
   // Threshold with its highest bit flipped, so that a signed comparison orders it, above the bits of the factor.
@@ -20,6 +24,9 @@ struct SelectionTable {
   alignas(64) std::uint8_t factor_bytes[4][RANK_CODES];
   float drop_probabilities[RANK_CODES];  // 1 - p
 };
+
+// What a draw is for, in the highest bit of the block number's 64, of which elements of a parameter take 61 at most.
+enum Purpose : std::uint32_t { FOR_MASKS = 0, FOR_ROUNDING = 1u << 31 };
 
 // The draw of one parameter in one step. Local element j is element
 // first_index + (j / inner_length) * outer_stride + j % inner_length of the whole parameter.
@@ -43,20 +50,22 @@ struct AdamW {
   bool masks_update;               // else the gradient
   float pretrained_decay;          // lr * pretrained_decay
   const float (*decay_of_rank)[RANK_CODES];  // factor of that; null: none
+  bool rounds_values;  // parameters and moments of bfloat16 stochastically
 };
 
 // A parameter with its gradient and state, by field::Tensor. Pointers to what a step does not use are null.
 struct Parameter {
   void* tensors[TENSORS];
   AdamW adamw;
-  Draw draw;
+  Draw draw;      // of the mask
+  Draw rounding;  // of the bits for stochastic rounding
 };
 
 struct Kernels {
   const char* name;
   bool (*supported)();
   // A step of local elements begin .. end - 1; by dtype of parameter and gradient, then of the moments.
-  void (*step[DTYPES][DTYPES])(const Parameter&, std::int64_t begin, std::int64_t end);
+  void (*step[DTYPES][DTYPES][ROUNDINGS])(const Parameter&, std::int64_t begin, std::int64_t end);
   // Adds the squares of `count` gradients; by their dtype.
   void (*accumulate[DTYPES])(float* importance, const void* grad, std::int64_t count);
 };

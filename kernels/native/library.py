@@ -17,10 +17,10 @@ from ..forked import threads as threads
 from ..step import SCALARS, TENSORS, Position
 from .elf import missing_bytes
 
-_INTERFACE = 2  # ROAST_INTERFACE in interface.h
+_INTERFACE = 3  # ROAST_INTERFACE in interface.h
 _INSTRUCTION_SET = "ROAST_NATIVE_ISA"  # environment variable: avx512, avx2 or portable instead of the best there is
 
-_List = ctypes.c_void_p  # address of an array of 64-bit integers
+_List = ctypes.c_void_p  # address of an array of numbers
 
 _C_TYPES: dict[str, Any] = {"double": ctypes.c_double, "std::int64_t": ctypes.c_int64, "std::uint64_t": ctypes.c_uint64}
 
@@ -40,6 +40,7 @@ class Step(ctypes.Structure):
         *((name, _C_TYPES[kind]) for name, kind in SCALARS.items()),
         ("param_dtype", ctypes.c_int32),
         ("moment_dtype", ctypes.c_int32),
+        ("score_dtype", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
@@ -73,8 +74,8 @@ _FUNCTIONS = {
     "roast_adamw": (ctypes.POINTER(Step),),
     "roast_fields": (),
     "roast_accumulate": (ctypes.c_int64, _List, _List, _List, ctypes.c_int32, ctypes.c_int32),
-    "roast_histogram": (ctypes.c_int64, _List, _List, _List, ctypes.c_int32),
-    "roast_assign_codes": (ctypes.c_int64, _List, _List, _List, ctypes.c_void_p, ctypes.c_int32),
+    "roast_histogram": (ctypes.c_int64, _List, _List, ctypes.c_int32, _List, ctypes.c_int32),
+    "roast_assign_codes": (ctypes.c_int64, _List, _List, ctypes.c_int32, _List, _List, ctypes.c_int32),
     "roast_use_instruction_set": (ctypes.c_char_p,),
     "roast_instruction_set": (),
 }

@@ -12,7 +12,10 @@ constexpr int BLOCK = 256;
 static_assert(BLOCK % GROUP == 0);
 
 // fl(score + fl(g * g)), saturating; g must be finite.
-inline F32 accumulated(F32 score, F32 g) { return at_most(LARGEST<float>, score + g * g); }
+template <class S>
+inline F32 accumulated(F32 score, F32 g) {
+  return at_most(LARGEST<S>, score + g * g);
+}
 
 inline F32 zero_where_not_finite(F32 x) { return (F32)(is_finite(x) & (I32)x); }
 
@@ -21,13 +24,13 @@ void accumulate(float* importance, const void* grad, std::int64_t count) {
   const T* grads = static_cast<const T*>(grad);
   std::int64_t i = 0;
   for (; i + LANES <= count; i += LANES)
-    store(importance + i, accumulated(load(importance + i), zero_where_not_finite(load(grads + i))));
+    store(importance + i, accumulated<float>(load(importance + i), zero_where_not_finite(load(grads + i))));
   if (i < count) {
     T last_grads[LANES] = {};
     float last_scores[LANES] = {};
     std::memcpy(last_grads, grads + i, (count - i) * sizeof(T));
     std::memcpy(last_scores, importance + i, (count - i) * sizeof(float));
-    store(last_scores, accumulated(load(last_scores), zero_where_not_finite(load(last_grads))));
+    store(last_scores, accumulated<float>(load(last_scores), zero_where_not_finite(load(last_grads))));
     std::memcpy(importance + i, last_scores, (count - i) * sizeof(float));
   }
 }
@@ -36,7 +39,7 @@ void accumulate(float* importance, const void* grad, std::int64_t count) {
 struct Scalars {
   F32 decay, lerp_weight, beta2, one_minus_beta2, denominator_factor, eps, negative_step_size, pretrained_decay;
   I32 sign;
-  bool lerp_from_gradient, masks_update;
+  bool lerp_from_gradient, masks_update, rounds_values;
   const float (*decay_of_rank)[RANK_CODES];
 
   explicit Scalars(const AdamW& adamw)
@@ -51,15 +54,16 @@ struct Scalars {
         sign(I32{} + (adamw.maximize ? INT32_MIN : 0)),
         lerp_from_gradient(adamw.lerp_from_gradient),
         masks_update(adamw.masks_update),
+        rounds_values(adamw.rounds_values),
         decay_of_rank(adamw.decay_of_rank) {}
 };
 
-// What the dtypes of fields.h are in C++. T: of parameter and gradient, M: of the moments.
-template <class T, class M>
+// What the dtypes of fields.h are in C++. T: of parameter and gradient, M: of the moments, S: of the scores.
+template <class T, class M, class S>
 struct Types {
   using parameter = T;
   using moment = M;
-  using float32 = float;
+  using score = S;
   using uint8 = std::uint8_t;
   using one_float32 = void;  // not by element
 };
@@ -71,9 +75,9 @@ struct Access {
 };
 
 // Elements of a parameter, by the names of its tensors; null: not used.
-template <class T, class M>
+template <class T, class M, class S>
 struct Elements {
-#define POINTER(name, dtype, access) Access::access<typename Types<T, M>::dtype>* name;
+#define POINTER(name, dtype, access) Access::access<typename Types<T, M, S>::dtype>* name;
   ROAST_TENSORS(POINTER)
 #undef POINTER
 
@@ -99,9 +103,20 @@ inline F32 looked_up(const float (&table)[RANK_CODES], const std::uint8_t* codes
   return load(entries);
 }
 
+// Stores what is rounded stochastically, if the scalars say so, by the lower half of its word where ROUNDING.
+template <Rounding ROUNDING, class Element>
+inline void store_value(Element* to, F32 x, U32 bits, const Scalars& scalars) {
+  if (ROUNDING != TO_NEAREST && scalars.rounds_values)
+    store_stochastically(to, x, bits);
+  else
+    store(to, x);
+}
+
 // Updates `count` elements, a multiple of LANES. `factors` of their gradients; null: each gradient is taken as it is.
-template <class T, class M>
-inline void update(const Elements<T, M>& e, int count, const float* factors, const Scalars& scalars) {
+// `words` for rounding, of which the upper half is the parameter's and the lower half its state's; not read TO_NEAREST.
+template <Rounding ROUNDING, class T, class M, class S>
+inline void update(const Elements<T, M, S>& e, int count, const float* factors, const std::uint32_t* words,
+                   const Scalars& scalars) {
 #pragma GCC unroll 1  // there are too few registers for more
   for (int i = 0; i < count; i += LANES) {
     // All loads before all stores: tensors often lie at equal offsets in their pages, and a load that follows a store to
@@ -112,7 +127,11 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
     F32 finite_g = g;
     const bool special = __builtin_expect(has_non_finite(g), false);
     if (special) finite_g = zero_where_not_finite(g);
-    if (e.importance != nullptr) store(e.importance + i, accumulated(load(e.importance + i), finite_g));
+    U32 word{};
+    if (ROUNDING != TO_NEAREST) std::memcpy(&word, words + i, sizeof word);
+    const U32 bits = word & 0xffff;
+    if (e.importance != nullptr)
+      store_stochastically(e.importance + i, accumulated<S>(load(e.importance + i), finite_g), bits);
     if (factors != nullptr && !scalars.masks_update) {
       const F32 factor = load(factors + i);
       F32 scaled = clamped(LARGEST<T>, finite_g * factor);
@@ -130,7 +149,7 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
     if (e.max_exp_avg_sq != nullptr) {
       const F32 previous = load(e.max_exp_avg_sq + i);
       second_moment = ((previous > exp_avg_sq) | (previous != previous)) ? previous : exp_avg_sq;
-      store(e.max_exp_avg_sq + i, second_moment);
+      store_value<ROUNDING>(e.max_exp_avg_sq + i, second_moment, bits, scalars);
     }
     const F32 denominator = multiply_add(square_root(second_moment), scalars.denominator_factor, scalars.eps);
     const F32 step = scalars.negative_step_size * exp_avg / denominator;
@@ -146,27 +165,38 @@ inline void update(const Elements<T, M>& e, int count, const float* factors, con
       const F32 moved = param + step;
       param = scalars.masks_update ? ((load(factors + i) != 0) ? moved : param) : moved;
     }
-    store(e.exp_avg + i, exp_avg);
-    store(e.exp_avg_sq + i, exp_avg_sq);
-    store(e.param + i, param);
+    store_value<ROUNDING>(e.exp_avg + i, exp_avg, bits, scalars);
+    store_value<ROUNDING>(e.exp_avg_sq + i, exp_avg_sq, bits, scalars);
+    store_value<ROUNDING>(e.param + i, param, word >> 16, scalars);
   }
 }
 
+// The draws of a parameter with their keys.
+struct Draws {
+  const Draw &mask, &rounding;
+  const KeySchedule mask_schedule, rounding_schedule;
+
+  explicit Draws(const Parameter& p)
+      : mask(p.draw), rounding(p.rounding), mask_schedule(p.draw), rounding_schedule(p.rounding) {}
+};
+
 // A step of `count` elements that lie side by side in the whole parameter, the first of which takes word 0 of `counter`.
 // `count` is a multiple of LANES and at most BLOCK.
-template <class T, class M>
-inline void step_block(const Elements<T, M>& e, int count, std::uint64_t counter, const Draw& draw,
-                       const KeySchedule& schedule, const Scalars& scalars) {
-  if (e.rank_code == nullptr) return update(e, count, nullptr, scalars);
+template <Rounding ROUNDING, class T, class M, class S>
+inline void step_block(const Elements<T, M, S>& e, int count, std::uint64_t counter, const Draws& draws,
+                       const Scalars& scalars) {
+  alignas(64) std::uint32_t words[ROUNDING == TO_NEAREST ? 1 : BLOCK];
+  if (ROUNDING != TO_NEAREST) draw_rounding(draws.rounding, draws.rounding_schedule, counter, count, words);
+  if (e.rank_code == nullptr) return update<ROUNDING>(e, count, nullptr, words, scalars);
   alignas(64) float factors[BLOCK];
   if (count % GROUP == 0) {
-    draw_factors(draw, schedule, counter, count, e.rank_code, factors);
+    draw_factors(draws.mask, draws.mask_schedule, counter, count, e.rank_code, factors);
   } else {
     std::uint8_t whole_groups[BLOCK] = {};
     std::memcpy(whole_groups, e.rank_code, count);
-    draw_factors(draw, schedule, counter, count, whole_groups, factors);
+    draw_factors(draws.mask, draws.mask_schedule, counter, count, whole_groups, factors);
   }
-  update(e, count, factors, scalars);
+  update<ROUNDING>(e, count, factors, words, scalars);
 }
 
 // Copies of elements of a tensor, which come to lie `offset` elements behind an aligned address, with zeros around them.
@@ -191,25 +221,26 @@ struct Copies<void> {
 };
 
 // The same for any count up to PART - offset, the first element taking word `offset`: a block of copies.
-template <class T, class M>
-void step_part(const Elements<T, M>& e, int offset, int count, std::uint64_t counter, const Draw& draw,
-               const KeySchedule& schedule, const Scalars& scalars) {
-  Elements<T, M> block;
-#define COPY_IN(name, dtype, access)              \
-  Copies<typename Types<T, M>::dtype> name##_copies; \
+template <Rounding ROUNDING, class T, class M, class S>
+void step_part(const Elements<T, M, S>& e, int offset, int count, std::uint64_t counter, const Draws& draws,
+               const Scalars& scalars) {
+  Elements<T, M, S> block;
+#define COPY_IN(name, dtype, access)                    \
+  Copies<typename Types<T, M, S>::dtype> name##_copies; \
   block.name = name##_copies.copy_in(e.name, offset, count);
   ROAST_TENSORS(COPY_IN)
 #undef COPY_IN
-  step_block(block, (offset + count + LANES - 1) / LANES * LANES, counter, draw, schedule, scalars);
+  step_block<ROUNDING>(block, (offset + count + LANES - 1) / LANES * LANES, counter, draws, scalars);
 #define COPY_OUT(name, dtype, access) name##_copies.copy_out(e.name, offset, count);
   ROAST_TENSORS(COPY_OUT)
 #undef COPY_OUT
 }
 
-template <class T, class M>
+template <Rounding ROUNDING, class T, class M, class S = float>
 void step(const Parameter& p, std::int64_t begin, std::int64_t end) {
+  using E = Elements<T, M, S>;
   const Scalars scalars(p.adamw);
-  const KeySchedule schedule(p.draw);
+  const Draws draws(p);
   while (begin < end) {
     // A row: elements that lie side by side in the whole parameter.
     const std::int64_t row = begin / p.draw.inner_length, column = begin % p.draw.inner_length;
@@ -219,10 +250,10 @@ void step(const Parameter& p, std::int64_t begin, std::int64_t end) {
       const int offset = element % 4, most = left < BLOCK ? static_cast<int>(left) : BLOCK;
       int count = most / LANES * LANES;
       if (offset == 0 && count > 0) {
-        step_block(Elements<T, M>::of(p, begin), count, element / 4, p.draw, schedule, scalars);
+        step_block<ROUNDING>(E::of(p, begin), count, element / 4, draws, scalars);
       } else {
         count = most < PART - offset ? most : PART - offset;
-        step_part(Elements<T, M>::of(p, begin), offset, count, element / 4, p.draw, schedule, scalars);
+        step_part<ROUNDING>(E::of(p, begin), offset, count, element / 4, draws, scalars);
       }
       begin += count;
       element += count;
@@ -231,12 +262,15 @@ void step(const Parameter& p, std::int64_t begin, std::int64_t end) {
   }
 }
 
+#define STEPS(T, M) {step<TO_NEAREST, T, M>, step<STOCHASTIC, T, M>, step<SCORES_TOO, T, M, bfloat16>}
+
 // What one instruction set offers.
 constexpr Kernels kernels_of(const char* name, bool (*supported)()) {
   return {name,
           supported,
-          {{step<float, float>, step<float, bfloat16>}, {step<bfloat16, float>, step<bfloat16, bfloat16>}},
+          {{STEPS(float, float), STEPS(float, bfloat16)}, {STEPS(bfloat16, float), STEPS(bfloat16, bfloat16)}},
           {accumulate<float>, accumulate<bfloat16>}};
 }
+#undef STEPS
 
 }  // namespace

@@ -64,11 +64,40 @@ inline F32 rounded_to(const bfloat16*, F32 x) {
   return (F32)((x == x ? rounded : U32{} + 0x7fc00000) & 0xffff0000);
 }
 
+// Whether a comparison holds in one lane at least.
+inline bool any(I32 condition) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)condition) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)condition) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_ps((__m128)condition) != 0;
+#else
+  return (condition[0] | condition[1] | condition[2] | condition[3]) != 0;
+#endif
+}
+
+// The upper half of one of the two nearest numbers, up with the probability of 16 random bits that are added below the last digit. What
+// is beyond the largest number, or not finite, is rounded to nearest.
+inline U32 stochastically_rounded_to(const bfloat16* to, F32 x, U32 bits) {
+  const I32 special = ((I32)x & 0x7fffffff) > 0x7f7f0000;
+  U32 rounded = (U32)x + bits;
+  if (__builtin_expect(any(special), false)) rounded = (U32)(special ? (I32)rounded_to(to, x) : (I32)rounded);
+  return rounded >> 16;
+}
+
 inline void store(float* to, F32 x) { std::memcpy(to, &x, sizeof x); }
 
 inline void store(bfloat16* to, F32 x) {
   const U16 bits = __builtin_convertvector((U32)rounded_to(to, x) >> 16, U16);
   std::memcpy(to, &bits, sizeof bits);
+}
+
+inline void store_stochastically(float* to, F32 x, U32) { store(to, x); }
+
+inline void store_stochastically(bfloat16* to, F32 x, U32 bits) {
+  const U16 rounded = __builtin_convertvector(stochastically_rounded_to(to, x, bits), U16);
+  std::memcpy(to, &rounded, sizeof rounded);
 }
 
 // -------------------------------------------------------------------------------------------------------------- float32

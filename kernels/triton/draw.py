@@ -24,19 +24,26 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
+# What a draw is for, in the highest bit of the block number's 64, of which elements of a parameter take 61 at most.
+FOR_MASKS = tl.constexpr(0)
+FOR_ROUNDING = tl.constexpr(1 << 31)
+
+
 @triton.jit
-def words_of_run(first, parameter, draw, k0, k1, BLOCK: tl.constexpr):
+def words_of_run(first, parameter, draw, k0, k1, PURPOSE: tl.constexpr, BLOCK: tl.constexpr):
     """The words of BLOCK elements that lie side by side in the whole parameter; ``first`` is a multiple of four.
 
     One Philox call per four elements: every thread makes the words of its own four, none is exchanged.
     """
     blocks = first // 4 + tl.arange(0, BLOCK // 4)
-    w0, w1, w2, w3 = philox4x32(blocks.to(tl.uint32), (blocks >> 32).to(tl.uint32), parameter, draw, k0, k1)
+    w0, w1, w2, w3 = philox4x32(blocks.to(tl.uint32), _upper(blocks, PURPOSE), parameter, draw, k0, k1)
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 
 @triton.jit
-def words_of_shard(start, first, inner_length, outer_stride, parameter, draw, k0, k1, BLOCK: tl.constexpr):
+def words_of_shard(
+    start, first, inner_length, outer_stride, parameter, draw, k0, k1, PURPOSE: tl.constexpr, BLOCK: tl.constexpr
+):
     """The words of local elements ``start .. start + BLOCK - 1`` of a shard that lies anywhere in its parameter."""
     row = start // inner_length
     column = start - row * inner_length
@@ -47,5 +54,10 @@ def words_of_shard(start, first, inner_length, outer_stride, parameter, draw, k0
     rows = tl.where(local < left, 0, (local - left) // length + 1)
     whole = first + row * outer_stride + column + local + rows * (outer_stride - inner_length)
     blocks = whole >> 2
-    w0, w1, w2, w3 = philox4x32(blocks.to(tl.uint32), (blocks >> 32).to(tl.uint32), parameter, draw, k0, k1)
+    w0, w1, w2, w3 = philox4x32(blocks.to(tl.uint32), _upper(blocks, PURPOSE), parameter, draw, k0, k1)
     return tl.where((whole & 2) == 0, tl.where((whole & 1) == 0, w0, w1), tl.where((whole & 1) == 0, w2, w3))
+
+
+@triton.jit
+def _upper(blocks, PURPOSE: tl.constexpr):
+    return (blocks >> 32).to(tl.uint32) | tl.full((), PURPOSE, tl.uint32)

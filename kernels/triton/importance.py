@@ -25,12 +25,14 @@ def accumulate_importance_(
 ) -> None:
     """Add the squared gradients to the importance scores; see :func:`..reference.accumulate_importance_`.
 
-    Bit for bit the reference's, which also takes what is not contiguous or not float32, bfloat16 or float16. A CUDA
-    graph can hold it if ``held_for_graphs`` takes what its replays read.
+    Bit for bit the reference's, which also takes what is not contiguous, gradients that are not float32, bfloat16 or
+    float16, and scores of bfloat16, of which a training's steps make no use. A CUDA graph can hold it if
+    ``held_for_graphs`` takes what its replays read.
     """
     members: dict[tuple[torch.device, torch.dtype, bool], list[list[int]]] = defaultdict(list)
     for importance, grad in zip(importances, grads, strict=True):
-        if grad.dtype in FLOAT_TYPES and importance.is_contiguous() and grad.is_contiguous():
+        known = grad.dtype in FLOAT_TYPES and importance.dtype is torch.float32
+        if known and importance.is_contiguous() and grad.is_contiguous():
             row = [importance.data_ptr(), grad.data_ptr(), importance.numel()]
             members[importance.device, grad.dtype, is_aligned(row[:2])].append(row)
         else:
@@ -48,10 +50,10 @@ def accumulate_importance_(
 
 
 @triton.jit
-def add_squares(scores, grads):
-    """fl(s + fl(g * g)), saturating; a non-finite g adds nothing."""
+def add_squares(scores, grads, LARGEST: tl.constexpr):
+    """fl(s + fl(g * g)), saturating at LARGEST; a non-finite g adds nothing."""
     squares = tl.where(tl.abs(grads) <= LARGEST_FLOAT32, grads * grads, 0.0)
-    return tl.minimum(scores + squares, LARGEST_FLOAT32)
+    return tl.minimum(scores + squares, LARGEST)
 
 
 @triton.jit
@@ -77,4 +79,4 @@ def _accumulate_block(
 ):
     scores = elements(row, 0, start, tl.float32, ALIGNED, BLOCK)
     grads = load(elements(row, 1, start, GRAD, ALIGNED, BLOCK), mask, MASKED).to(tl.float32)
-    store(scores, add_squares(load(scores, mask, MASKED), grads), mask, MASKED)
+    store(scores, add_squares(load(scores, mask, MASKED), grads, LARGEST_FLOAT32), mask, MASKED)

@@ -20,7 +20,6 @@ from ..plan import StepPlan, check_options, gradients, not_contiguous
 from ..step import (
     LAST_EXACT_COUNT,
     SCALARS,
-    TENSORS,
     Selection,
     StepOptions,
     StepRow,
@@ -70,6 +69,7 @@ class Variant(NamedTuple):
     param: torch.dtype
     grad: torch.dtype
     state: torch.dtype
+    score: torch.dtype
     aligned: bool  # all addresses are multiples of 16 bytes
     run: bool  # the elements lie side by side in the whole parameter and begin at a multiple of four
 
@@ -190,13 +190,16 @@ class _Launch:
                 _as_int32(selection.seed) if selection else 0,
                 _as_int32(selection.seed >> 32) if selection else 0,
                 _as_int32(selection.draw_number or 0) if selection else 0,
+                _as_int32(options.rounding_seed),
+                _as_int32(options.rounding_seed >> 32),
                 lr=lr if lr_on_device else float(lr),
                 **{name: float(getattr(options, name)) for name in _NUMBERS},
                 **_powers("beta1", float(options.beta1)),
                 **_powers("beta2", float(options.beta2)),
                 **self._table.constants,
-                **dtype_constants(variant.param, variant.grad, variant.state),
+                **dtype_constants(variant.param, variant.grad, variant.state, variant.score),
                 **step_constants(options, self._names),
+                **rounding_constants(options, variant.param, variant.state, variant.score),
                 ALIGNED=variant.aligned,
                 RUN=variant.run,
                 LR_ON_DEVICE=lr_on_device,
@@ -221,10 +224,24 @@ def step_constants(options: StepOptions, names: Collection[str]) -> dict[str, bo
     }
 
 
-def dtype_constants(param: torch.dtype, grad: torch.dtype, state: torch.dtype) -> dict[str, Any]:
+def dtype_constants(
+    param: torch.dtype, grad: torch.dtype, state: torch.dtype, score: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """The dtypes that are compiled into the kernel."""
-    types = {"PARAM_TYPE": FLOAT_TYPES[param], "GRAD_TYPE": FLOAT_TYPES[grad], "STATE_TYPE": FLOAT_TYPES[state]}
-    return {**types, "LARGEST": torch.finfo(grad).max}
+    types = {"PARAM_TYPE": param, "GRAD_TYPE": grad, "STATE_TYPE": state, "SCORE_TYPE": score}
+    largest = {"LARGEST": torch.finfo(grad).max, "LARGEST_SCORE": torch.finfo(score).max}
+    return {**{name: FLOAT_TYPES[dtype] for name, dtype in types.items()}, **largest}
+
+
+def rounding_constants(
+    options: StepOptions, param: torch.dtype, state: torch.dtype, score: torch.dtype = torch.float32
+) -> dict[str, bool]:
+    """What a step with these options and dtypes rounds stochastically; compiled into the kernel."""
+    narrow = param is not torch.float32 or state is not torch.float32
+    return {
+        "ROUND_VALUES": options.stochastic_rounding and narrow,
+        "ROUND_SCORES": options.accumulate and score is not torch.float32,
+    }
 
 
 def _check_same_place(row: StepRow) -> None:
@@ -250,7 +267,7 @@ def _why_not_fused(row: StepRow, grad: Tensor) -> str | None:
             cure = "state_dtype=torch.float32" if name == "exp_avg" and row.param.dtype in FLOAT_TYPES else "float32"
             return f"{name} is {dtype}, and only float32, bfloat16 and float16 are fused: use {cure}"
     for name, tensor in row.tensors():
-        usual = TENSORS[name].dtype.resolved(row.param.dtype, row.exp_avg.dtype)
+        usual = row.usual_dtype(name)
         if name != "grad" and tensor.dtype != usual:
             return f"{name} is {tensor.dtype} and not {usual}: convert the checkpoint that it comes from"
     return None
@@ -261,7 +278,8 @@ def _variant(row: StepRow, grad: Tensor, grad_is_aligned: bool) -> Variant:
     addresses = [tensor.data_ptr() for name, tensor in row.tensors() if name != "step"]
     aligned = grad_is_aligned and is_aligned(addresses)
     run = row.position.inner_length >= row.param.numel() and row.position.first_index % 4 == 0
-    return Variant(row.param.device, row.param.dtype, grad.dtype, row.exp_avg.dtype, aligned, run)
+    dtypes = (row.param.dtype, grad.dtype, row.exp_avg.dtype, row.score_dtype)
+    return Variant(row.param.device, *dtypes, aligned, run)
 
 
 def _packed(selection: Selection, device: torch.device, tables: DeviceTables) -> Tensor:

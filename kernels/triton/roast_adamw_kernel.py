@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 
 from ..step import TENSORS, Position
-from .draw import words_of_run, words_of_shard
+from .draw import FOR_MASKS, FOR_ROUNDING, words_of_run, words_of_shard
 from .importance import add_squares
-from .pointer_table import elements, load, program_part, store
+from .pointer_table import elements, load, program_part
+from .rounding import store_rounded
 
 # Columns of the pointer table: an address per tensor (0: there is none), then where the parameter lies in its whole.
 COLUMNS = (*TENSORS, *Position._fields)
@@ -40,7 +41,7 @@ SMALLEST_NORMAL = tl.constexpr(torch.finfo(torch.float32).tiny)
 INFINITY = tl.constexpr(math.inf)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "draw_number"])
+@triton.jit(do_not_specialize=["key0", "key1", "draw_number", "rounding_key0", "rounding_key1"])
 def roast_adamw_kernel(
     rows,
     tensor_of_program,
@@ -48,6 +49,8 @@ def roast_adamw_kernel(
     key0,
     key1,
     draw_number,
+    rounding_key0,
+    rounding_key1,
     lr,
     weight_decay,
     eps,
@@ -64,7 +67,9 @@ def roast_adamw_kernel(
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     STATE_TYPE: tl.constexpr,
+    SCORE_TYPE: tl.constexpr,
     LARGEST: tl.constexpr,
+    LARGEST_SCORE: tl.constexpr,
     ALIGNED: tl.constexpr,
     RUN: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -77,6 +82,8 @@ def roast_adamw_kernel(
     MASK_UPDATE: tl.constexpr,
     RETURN: tl.constexpr,
     RETURN_BY_RANK: tl.constexpr,
+    ROUND_VALUES: tl.constexpr,
+    ROUND_SCORES: tl.constexpr,
 ):
     row, begin, full, end = program_part(rows, tensor_of_program, COLUMNS, CHUNK, BLOCK)
     step = tl.load(row + STEP)
@@ -89,6 +96,9 @@ def roast_adamw_kernel(
         draw = step.to(tl.uint32)
     key0 = key0.to(tl.uint32, bitcast=True)
     key1 = key1.to(tl.uint32, bitcast=True)
+    rounding_key0 = rounding_key0.to(tl.uint32, bitcast=True)
+    rounding_key1 = rounding_key1.to(tl.uint32, bitcast=True)
+    rounding_draw = step.to(tl.uint32)
     parameter = tl.load(row + PARAMETER_ID).to(tl.uint32)
 
     # p - lr / b1 * m / (sqrt(v) / sqrt(b2) + eps), with the factor sqrt(b2) moved out of the fraction
@@ -100,44 +110,47 @@ def roast_adamw_kernel(
 
     for start in range(begin, full, BLOCK):
         _step_block(
-            row, start, None, selection_table, parameter, draw, key0, key1, decay, return_rate, negative_step_size, eps,
-            beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK, PARAM_TYPE, GRAD_TYPE, STATE_TYPE, LARGEST,
-            ALIGNED, RUN, ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, MASK_UPDATE, RETURN, RETURN_BY_RANK, False,
+            row, start, None, selection_table, parameter, draw, key0, key1, rounding_draw, rounding_key0, rounding_key1,
+            decay, return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK,
+            PARAM_TYPE, GRAD_TYPE, STATE_TYPE, SCORE_TYPE, LARGEST, LARGEST_SCORE, ALIGNED, RUN, ACCUMULATE, SELECT,
+            AMSGRAD, MAXIMIZE, MASK_UPDATE, RETURN, RETURN_BY_RANK, ROUND_VALUES, ROUND_SCORES, False,
         )  # fmt: skip
     if full < end:
         mask = tl.arange(0, BLOCK) < end - full
         _step_block(
-            row, full, mask, selection_table, parameter, draw, key0, key1, decay, return_rate, negative_step_size, eps,
-            beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK, PARAM_TYPE, GRAD_TYPE, STATE_TYPE, LARGEST,
-            ALIGNED, RUN, ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, MASK_UPDATE, RETURN, RETURN_BY_RANK, True,
+            row, full, mask, selection_table, parameter, draw, key0, key1, rounding_draw, rounding_key0, rounding_key1,
+            decay, return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK,
+            PARAM_TYPE, GRAD_TYPE, STATE_TYPE, SCORE_TYPE, LARGEST, LARGEST_SCORE, ALIGNED, RUN, ACCUMULATE, SELECT,
+            AMSGRAD, MAXIMIZE, MASK_UPDATE, RETURN, RETURN_BY_RANK, ROUND_VALUES, ROUND_SCORES, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _step_block(
-    row, start, mask, selection_table, parameter, draw, key0, key1, decay, return_rate, negative_step_size, eps,
-    beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK: tl.constexpr, PARAM_TYPE: tl.constexpr,
-    GRAD_TYPE: tl.constexpr, STATE_TYPE: tl.constexpr, LARGEST: tl.constexpr, ALIGNED: tl.constexpr,
-    RUN: tl.constexpr, ACCUMULATE: tl.constexpr, SELECT: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
-    MASK_UPDATE: tl.constexpr, RETURN: tl.constexpr, RETURN_BY_RANK: tl.constexpr, MASKED: tl.constexpr,
+    row, start, mask, selection_table, parameter, draw, key0, key1, rounding_draw, rounding_key0, rounding_key1, decay,
+    return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK: tl.constexpr,
+    PARAM_TYPE: tl.constexpr, GRAD_TYPE: tl.constexpr, STATE_TYPE: tl.constexpr, SCORE_TYPE: tl.constexpr,
+    LARGEST: tl.constexpr, LARGEST_SCORE: tl.constexpr, ALIGNED: tl.constexpr, RUN: tl.constexpr,
+    ACCUMULATE: tl.constexpr, SELECT: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
+    MASK_UPDATE: tl.constexpr, RETURN: tl.constexpr, RETURN_BY_RANK: tl.constexpr, ROUND_VALUES: tl.constexpr,
+    ROUND_SCORES: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The step of BLOCK elements. Tensors are fetched one after the other where they are used, to save registers."""
     grad = load(elements(row, GRAD, start, GRAD_TYPE, ALIGNED, BLOCK), mask, MASKED).to(tl.float32)
     if SELECT:
         rank_code = load(elements(row, RANK_CODE, start, tl.uint8, ALIGNED, BLOCK), mask, MASKED)
+    parameter_bits = 0
+    bits = 0
+    if ROUND_VALUES or ROUND_SCORES:
+        words = _words(row, start, parameter, rounding_draw, rounding_key0, rounding_key1, FOR_ROUNDING, RUN, BLOCK)
+        parameter_bits = words >> 16
+        bits = words & 0xFFFF
     if ACCUMULATE:
-        scores = elements(row, IMPORTANCE, start, tl.float32, ALIGNED, BLOCK)
-        store(scores, add_squares(load(scores, mask, MASKED), grad), mask, MASKED)
+        pointers = elements(row, IMPORTANCE, start, SCORE_TYPE, ALIGNED, BLOCK)
+        scores = add_squares(load(pointers, mask, MASKED).to(tl.float32), grad, LARGEST_SCORE)
+        store_rounded(pointers, scores, bits, mask, ROUND_SCORES, MASKED)
     if SELECT:
-        first_index = tl.load(row + FIRST_INDEX)
-        if RUN:
-            words = words_of_run(first_index + start, parameter, draw, key0, key1, BLOCK)
-        else:
-            inner_length = tl.load(row + INNER_LENGTH)
-            outer_stride = tl.load(row + OUTER_STRIDE)
-            words = words_of_shard(
-                start, first_index, inner_length, outer_stride, parameter, draw, key0, key1, BLOCK
-            )  # fmt: skip
+        words = _words(row, start, parameter, draw, key0, key1, FOR_MASKS, RUN, BLOCK)
         entry = tl.load(selection_table + rank_code.to(tl.int32)).to(tl.uint64, bitcast=True)
         threshold = entry.to(tl.uint32)
         kept = words < threshold
@@ -149,17 +162,17 @@ def _step_block(
     pointers = elements(row, EXP_AVG, start, STATE_TYPE, ALIGNED, BLOCK)
     exp_avg = load(pointers, mask, MASKED).to(tl.float32)
     exp_avg = tl.fma(grad, one_minus_beta1, exp_avg * beta1)
-    store(pointers, exp_avg, mask, MASKED)
+    store_rounded(pointers, exp_avg, bits, mask, ROUND_VALUES, MASKED)
 
     pointers = elements(row, EXP_AVG_SQ, start, STATE_TYPE, ALIGNED, BLOCK)
     exp_avg_sq = load(pointers, mask, MASKED).to(tl.float32)
     exp_avg_sq = tl.fma(grad * one_minus_beta2, grad, exp_avg_sq * beta2)
-    store(pointers, exp_avg_sq, mask, MASKED)
+    store_rounded(pointers, exp_avg_sq, bits, mask, ROUND_VALUES, MASKED)
     if AMSGRAD:
         pointers = elements(row, MAX_EXP_AVG_SQ, start, STATE_TYPE, ALIGNED, BLOCK)
         largest = load(pointers, mask, MASKED).to(tl.float32)
         exp_avg_sq = tl.maximum(largest, exp_avg_sq, propagate_nan=tl.PropagateNan.ALL)
-        store(pointers, exp_avg_sq, mask, MASKED)
+        store_rounded(pointers, exp_avg_sq, bits, mask, ROUND_VALUES, MASKED)
 
     pointers = elements(row, PARAM, start, PARAM_TYPE, ALIGNED, BLOCK)
     param = load(pointers, mask, MASKED).to(tl.float32)
@@ -174,9 +187,25 @@ def _step_block(
         moved = tl.fma(update, negative_step_size, param)
         if MASK_UPDATE:
             moved = tl.where(kept, moved, param)
-        store(pointers, moved, mask, MASKED)
     else:
-        store(pointers, tl.fma(update, negative_step_size, param * decay), mask, MASKED)
+        moved = tl.fma(update, negative_step_size, param * decay)
+    store_rounded(pointers, moved, parameter_bits, mask, ROUND_VALUES, MASKED)
+
+
+@triton.jit
+def _words(
+    row, start, parameter, draw, key0, key1, PURPOSE: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    first_index = tl.load(row + FIRST_INDEX)
+    if RUN:
+        words = words_of_run(first_index + start, parameter, draw, key0, key1, PURPOSE, BLOCK)
+    else:
+        inner_length = tl.load(row + INNER_LENGTH)
+        outer_stride = tl.load(row + OUTER_STRIDE)
+        words = words_of_shard(
+            start, first_index, inner_length, outer_stride, parameter, draw, key0, key1, PURPOSE, BLOCK
+        )  # fmt: skip
+    return words
 
 
 @triton.jit

@@ -54,7 +54,10 @@ class RoastConfig:
     always_update: list[str] | None = field(
         default=None, metadata={"help": "Regular expressions of names that are never selective."}
     )
+    # None, which is refused, is there because argparse would read a union of two as the dtype and not as its name.
+    importance_dtype: torch.dtype | str | None = config_field("importance_dtype")  # noqa: RUF009
     state_dtype: torch.dtype | str | None = config_field("state_dtype")  # noqa: RUF009
+    stochastic_rounding: bool = config_field("stochastic_rounding")
     backend: str = config_field("backend")
     step_size: float = field(default=0.1, metadata={"help": "Length of the perturbation of each token."})
     consistency_weight: float = field(default=0.01, metadata={"help": "Weight of the consistency loss."})
@@ -109,9 +112,10 @@ class RoastConfig:
         Raises:
             ValueError: an option is out of range, or the model has no transformer blocks and ``selective`` is True.
         """
-        state_dtype = as_dtype(self.state_dtype)
-        if isinstance(state_dtype, str):
-            raise ValueError(f"state_dtype={self.state_dtype!r} is not the name of a torch dtype, such as 'float32'")
+        dtypes = {name: as_dtype(getattr(self, name)) for name in ("importance_dtype", "state_dtype")}
+        for name, dtype in dtypes.items():
+            if isinstance(dtype, str):
+                raise ValueError(f"{name}={dtype!r} is not the name of a torch dtype, such as 'float32'")
         weight_decay = options.pop("weight_decay", args.weight_decay)
         if options.get("selective", self.selective):
             groups = selective_param_groups(model, weight_decay, self.always_update)
@@ -124,7 +128,7 @@ class RoastConfig:
             "eps": args.adam_epsilon,
             "seed": args.seed,
         }
-        return RoastAdamW(groups, **{**own, **of_trainer, "state_dtype": state_dtype, **options})
+        return RoastAdamW(groups, **{**own, **of_trainer, **dtypes, **options})
 
     def make_adversary(self, model: nn.Module) -> AdversarialEmbedding:
         """The adversary of ``model``, which must not be wrapped, sharded or compiled yet.

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 INTERPRETED = {
     "tests/kernels/triton": 180,
     "tests/kernels/test_backends.py": 20,
+    "tests/kernels/test_stochastic_rounding.py": 30,
     "tests/roast_optim/test_conformity.py": 200,
     "tests/roast_optim/test_random_training.py": 16,
 }

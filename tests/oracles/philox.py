@@ -42,10 +42,12 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def random_words(seed: int, parameter_id: int, draw_number: int, elements: npt.ArrayLike) -> UInt64Array:
+def random_words(
+    seed: int, parameter_id: int, draw_number: int, elements: npt.ArrayLike, first_block: int = 0
+) -> UInt64Array:
     """The 32-bit random word of each element index of a whole, contiguous parameter."""
     index = np.asarray(elements, dtype=np.uint64)
-    block = index // np.uint64(4)
+    block = index // np.uint64(4) + np.uint64(first_block)
     counter = (block & np.uint64(_WORD), block >> np.uint64(32), parameter_id, draw_number)
     words = philox4x32(counter, (seed & _WORD, seed >> 32), rounds=7)
     choices = [np.broadcast_to(word, index.shape) for word in words]

@@ -12,12 +12,14 @@ Float32Array = npt.NDArray[np.float32]
 LARGEST_FLOAT32 = np.finfo(np.float32).max
 
 
-def accumulated(importance: Float32Array, gradient: npt.NDArray[np.floating]) -> Float32Array:
+def accumulated(
+    importance: Float32Array, gradient: npt.NDArray[np.floating], largest: float = float(LARGEST_FLOAT32)
+) -> Float32Array:
     """The importance plus gradient^2: each operation rounded to float32, saturating, non-finite gradients ignored."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = gradient.astype(np.float32)
         square = (narrow * narrow).astype(np.float32)
-        total = np.minimum((importance + square).astype(np.float32), LARGEST_FLOAT32)
+        total = np.minimum((importance + square).astype(np.float32), np.float32(largest))
     return np.where(np.isfinite(narrow), total, importance).astype(np.float32)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tests.oracles import philox, ranks
+from tests.oracles import philox, ranks, rounding
 
 Float64Array = npt.NDArray[np.float64]
 Gradient = npt.NDArray[np.floating] | None
@@ -63,6 +63,7 @@ class RoastAdamWOracle:
     """The optimizer: one `step` takes the gradients of every group's parameters (None: no gradient).
 
     `largest_gradient` is the largest finite value of the gradients' dtype, at which rescaled gradients saturate.
+    `importance_dtype` is one whose name ends in float32 or bfloat16; parameters and moments are never rounded.
     After a step `kept` holds each group's masks (None: no mask was active).
     """
 
@@ -73,6 +74,7 @@ class RoastAdamWOracle:
     rescale: bool = True
     importance: str = "gradient"
     importance_every: int = 1
+    importance_dtype: object = "float32"
     seed: int = 0
     largest_gradient: float = float(np.finfo(np.float64).max)
     kept: list[list[npt.NDArray[np.bool_] | None]] = field(default_factory=list)
@@ -103,7 +105,7 @@ class RoastAdamWOracle:
             for state, gradient in zip(group.states, of_group, strict=True):
                 if gradient is not None and group.selective and self.importance == "gradient":
                     assert state is not None
-                    state.importance = ranks.accumulated(state.importance, gradient)
+                    self._accumulate(state, gradient, rounding.bits_of_measured(gradient, state.importance))
 
     def refresh(self) -> None:
         """Rank every element of every selective group anew, unless nothing was accumulated; do nothing without any."""
@@ -134,7 +136,10 @@ class RoastAdamWOracle:
         state, parameter = self._state(group, index), group.parameters[index]
         state.step += 1
         if group.selective and self.importance == "gradient" and group.steps_since_refresh % self.importance_every == 0:
-            state.importance = ranks.accumulated(state.importance, gradient)
+            words = rounding.words_of_step(
+                self.seed, self._parameter_id(group_index, index), state.step, np.arange(gradient.size)
+            )
+            self._accumulate(state, gradient, rounding.halves(words)[1].reshape(gradient.shape))
 
         g = gradient.astype(np.float64)
         g = -g if group.maximize else g
@@ -175,6 +180,13 @@ class RoastAdamWOracle:
             moved = parameter - group.lr * first_unbiased / (np.sqrt(second_unbiased) + group.eps)
             parameter[...] = np.where(moving, moved, parameter)
 
+    def _accumulate(self, state: ParameterState, gradient: npt.NDArray[np.floating], bits: npt.ArrayLike) -> None:
+        if str(self.importance_dtype).endswith("bfloat16"):
+            total = ranks.accumulated(state.importance, gradient, largest=rounding.BFLOAT16.largest)
+            state.importance = rounding.stochastically_rounded(total, bits, rounding.BFLOAT16).astype(np.float32)
+        else:
+            state.importance = ranks.accumulated(state.importance, gradient)
+
     def _rescaled(self, g: Float64Array, factors: npt.NDArray[np.float32]) -> Float64Array:
         with np.errstate(invalid="ignore", over="ignore"):
             product = g * factors.astype(np.float64)
@@ -186,12 +198,21 @@ class RoastAdamWOracle:
         if self.importance == "random":
             words = philox.random_words(self.seed, parameter_id, 0, np.arange(parameter.size))
             scores = (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
-            return np.asarray(scores.reshape(parameter.shape), dtype=np.float32)
+            return self._to_nearest(np.asarray(scores.reshape(parameter.shape), dtype=np.float32))
         if self.importance == "magnitude":
             with np.errstate(over="ignore"):
                 magnitude = np.abs(parameter).astype(np.float32)
-            return np.asarray(np.nan_to_num(magnitude, nan=0.0, posinf=ranks.LARGEST_FLOAT32), dtype=np.float32)
+            magnitude = np.nan_to_num(magnitude, nan=0.0, posinf=ranks.LARGEST_FLOAT32)
+            return self._to_nearest(np.asarray(magnitude, dtype=np.float32))
         return self._state(group, index).importance
+
+    def _to_nearest(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Scores that are no sums, as the importance's dtype holds them: ties to even, at most its largest number."""
+        if not str(self.importance_dtype).endswith("bfloat16"):
+            return scores
+        bits = np.minimum(scores, np.float32(rounding.BFLOAT16.largest)).astype(np.float32).view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+        return np.asarray(rounded.astype(np.uint32).view(np.float32))
 
     def _only_initialises(self, gradients: Sequence[Sequence[Gradient]]) -> bool:
         """Distributed checkpoints create state by a first step with lr = 0 and zero gradients: it must not count."""

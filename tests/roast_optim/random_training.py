@@ -53,6 +53,8 @@ optimizer_options = st.fixed_dictionaries(
         "rescale": st.booleans(),
         "importance": st.sampled_from(["gradient", "gradient", "random", "magnitude"]),
         "importance_every": st.integers(1, 3),
+        "importance_dtype": st.sampled_from([torch.float32, torch.bfloat16]),
+        "stochastic_rounding": st.booleans(),
         "seed": st.integers(0, 2**64 - 1),
     },
 ).filter(lambda options: options.get("importance_every", 1) <= options.get("refresh_every", 3))
@@ -130,7 +132,7 @@ class RandomTraining:
         self.backend = backend
         layouts = itertools.cycle(plan.layouts)
         half = plan.dtype in (torch.bfloat16, torch.float16)
-        self.options = {**plan.options, **({"state_dtype": torch.float32} if half else {})}
+        self.options = {**plan.options, **({"state_dtype": torch.float32} if half else {"stochastic_rounding": False})}
         self.pair = Pair(
             [shapes for shapes, _ in plan.groups],
             backend=backend,
@@ -229,7 +231,7 @@ class RandomTraining:
                 continue
             if "rank_code" in state:
                 assert state["rank_code"].dtype == torch.uint8
-                assert state["importance"].dtype == torch.float32
+                assert state["importance"].dtype == self.options.get("importance_dtype", torch.float32)
                 assert state["importance"].isfinite().all()
         if self.pair.dtype in (torch.float32, torch.float64):
             self.pair.assert_close()

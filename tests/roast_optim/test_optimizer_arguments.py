@@ -160,12 +160,13 @@ def test_rescale_is_a_switch(value: Any) -> None:
         RoastAdamW([parameter()], selective=True, rescale=value, backend="reference")
 
 
+@pytest.mark.parametrize(("option", "tensor"), [("state_dtype", "exp_avg"), ("importance_dtype", "importance")])
 @pytest.mark.parametrize("name", ["float32", "torch.float32", "bfloat16"])
-def test_a_dtype_may_be_given_by_name(name: str) -> None:
-    optimizer = RoastAdamW([parameter()], selective=True, state_dtype=name, backend="reference")
+def test_a_dtype_may_be_given_by_name(name: str, option: str, tensor: str) -> None:
+    optimizer = RoastAdamW([parameter()], selective=True, backend="reference", **{option: name})
     stepped(optimizer)
     expected = getattr(torch, name.removeprefix("torch."))
-    assert optimizer.options.state_dtype is expected
-    assert optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"].dtype is expected
-    with pytest.raises(ValueError, match=r"state_dtype='floaty'.*the name of one"):
-        RoastAdamW([parameter()], selective=True, state_dtype="floaty", backend="reference")
+    assert getattr(optimizer.options, option) is expected
+    assert optimizer.state[optimizer.param_groups[0]["params"][0]][tensor].dtype is expected
+    with pytest.raises(ValueError, match=rf"{option}='floaty'.*the name of one"):
+        RoastAdamW([parameter()], selective=True, backend="reference", **{option: "floaty"})

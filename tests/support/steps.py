@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from roast_optim.kernels.step import TENSORS, DtypeOf, Position, Selection, StepOptions, StepRow
+from roast_optim.kernels.step import SCORE_DTYPES, TENSORS, DtypeOf, Position, Selection, StepOptions, StepRow
 from tests.oracles import philox
 from tests.support.differences import first_difference
 
@@ -36,7 +36,10 @@ OPTION_STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "accumulate": st.booleans(),
     "pretrained_decay": st.sampled_from([0.0, 0.0, 0.5]),
     "pretrained_decay_by": st.sampled_from(["uniform", "rank"]),
+    "stochastic_rounding": st.booleans(),
+    "rounding_seed": st.sampled_from([0, 2**40 + 7, 2**64 - 1]),
 }
+score_dtypes = st.sampled_from(SCORE_DTYPES)
 selection_targets = st.sampled_from(["gradient", "gradient", "update"])
 # Tensors that depend on an option: those of selection, and any of the others.
 optional_tensors = st.sets(st.sampled_from([name for name in OPTIONAL if name not in OF_SELECTION])).map(
@@ -109,6 +112,7 @@ def random_step(
     *,
     dtype: torch.dtype = torch.float32,
     moment_dtype: torch.dtype = torch.float32,
+    score_dtype: torch.dtype = torch.float32,
     optional: Collection[str] = OF_SELECTION,
     positions: Sequence[Position] | None = None,
     offset: int = 0,
@@ -137,7 +141,7 @@ def random_step(
             drawn = torch.rand(numel, generator=generator) + smallest_square
         else:
             drawn = torch.randn(numel, generator=generator)
-        drawn = drawn.to(described.dtype.resolved(dtype, moment_dtype))
+        drawn = drawn.to(described.dtype.resolved(dtype, moment_dtype, score_dtype))
         return torch.cat([drawn.new_zeros(offset), drawn])[offset:].view(shape)
 
     chosen = StepOptions(**{**OPTIONS, **options})

@@ -22,6 +22,7 @@ TESTS = (
     "tests/roast_optim/test_random_training.py",
     "tests/kernels/triton",
     "tests/kernels/test_backends.py",
+    "tests/kernels/test_stochastic_rounding.py",
     "tests/roast_optim/test_conformity.py",
 )
 TESTS_IN_DRY_RUN = ("tests/kernels/triton/test_optimizer.py", "-k", "measured or checkpoint")

@@ -61,6 +61,7 @@ const char* adamw(Call& call) {
   const Integer count = step.count = call.integer();
   step.param_dtype = static_cast<std::int32_t>(call.integer());
   step.moment_dtype = static_cast<std::int32_t>(call.integer());
+  step.score_dtype = static_cast<std::int32_t>(call.integer());
   step.threads = 1;
 #define SCALAR(type, name) take(call, step.name);
   ROAST_SCALARS(SCALAR)
@@ -88,15 +89,16 @@ const char* accumulate(Call& call) {
 }
 
 const char* histogram(Call& call) {
-  const Integer count = call.integer();
+  const Integer dtype = call.integer(), count = call.integer();
   const Integers numel = call.next_integers(count), scores = call.addresses(count);
-  return roast_histogram(count, numel.data(), scores.data(), static_cast<Integer*>(call.tensor()), 1);
+  return roast_histogram(count, numel.data(), scores.data(), static_cast<std::int32_t>(dtype),
+                         static_cast<Integer*>(call.tensor()), 1);
 }
 
 const char* assign_codes(Call& call) {
-  const Integer count = call.integer();
+  const Integer dtype = call.integer(), count = call.integer();
   const Integers numel = call.next_integers(count), importances = call.addresses(count), codes = call.addresses(count);
-  return roast_assign_codes(count, numel.data(), importances.data(), codes.data(),
+  return roast_assign_codes(count, numel.data(), importances.data(), static_cast<std::int32_t>(dtype), codes.data(),
                             static_cast<const std::uint8_t*>(call.tensor()), 1);
 }
 

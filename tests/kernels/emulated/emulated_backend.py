@@ -64,7 +64,8 @@ class EmulatedBackend:
         """One step, in place; see :func:`roast_optim.kernels.reference.roast_adamw_`."""
         names = {name for name, _ in rows[0].tensors() if options.uses(name)}
         selection = options.selection
-        integers = [len(rows), DTYPES[rows[0].param.dtype], DTYPES[rows[0].exp_avg.dtype]]
+        dtypes = rows[0].param.dtype, rows[0].exp_avg.dtype, rows[0].score_dtype
+        integers = [len(rows), *(DTYPES[dtype] for dtype in dtypes)]
         reals = []
         for name, kind in SCALARS.items():
             number = scalar(options, name)
@@ -83,11 +84,11 @@ class EmulatedBackend:
 
     def histogram_(self, scores: list[Tensor], counts: Tensor) -> None:
         """Add the number of scores in each of the 65,536 bins to ``counts``."""
-        self._call(2, sizes(scores), [], [*scores, counts])
+        self._call(2, [DTYPES[scores[0].dtype], *sizes(scores)], [], [*scores, counts])
 
     def assign_rank_codes_(self, importances: list[Tensor], rank_codes: list[Tensor], table: Tensor) -> None:
         """Write ``table[bin]`` into the rank codes and reset the importance scores to zero."""
-        self._call(3, sizes(importances), [], [*importances, *rank_codes, table])
+        self._call(3, [DTYPES[importances[0].dtype], *sizes(importances)], [], [*importances, *rank_codes, table])
 
     def _call(self, function: int, integers: list[int], reals: list[float], tensors: list[Tensor]) -> None:
         assert self.process.stdin is not None

@@ -115,6 +115,7 @@ def random_steps(count: int) -> Iterator[Step]:
             shapes,
             dtype=choose.choice(DTYPES),
             moment_dtype=choose.choice(DTYPES),
+            score_dtype=choose.choice(DTYPES),
             optional=choose.choice([OPTIONAL, OF_SELECTION]),
             positions=[
                 Position(choose.randrange(2**32), choose.choice([0, 3, 2**34 - 40]), choose.choice([1, 5, numel]), 64)
@@ -148,7 +149,8 @@ def test_steps_equal_the_reference_in_float64_to_rounding(emulated: EmulatedBack
     platform.machine() != "x86_64" or native.unavailable() is not None, reason="no x86-64 to compare with"
 )
 def test_steps_have_the_bits_of_the_portable_kernels_of_x86(emulated: EmulatedBackend) -> None:
-    for step in random_steps(60):
+    for number, step in enumerate(random_steps(60)):
+        step.set(stochastic_rounding=number % 2 == 0, rounding_seed=2**64 - 1 - number)
         expected = step.copy()
         with using("portable"):
             expected.run(native)

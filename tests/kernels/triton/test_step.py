@@ -27,6 +27,7 @@ from tests.support.steps import (
     assert_same_tensors,
     optional_tensors,
     random_step,
+    score_dtypes,
     selection,
 )
 
@@ -105,6 +106,7 @@ def test_any_options(data: st.DataObject) -> None:
     shapes = data.draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
     step = a_step(
         shapes,
+        score_dtype=data.draw(score_dtypes),
         offset=data.draw(st.integers(0, 3)),
         seed=data.draw(st.integers(0, 99)),
         lr=data.draw(st.sampled_from([0.0, 1e-3, 1.0, torch.tensor(1e-2), torch.tensor(1e-2).double()])),
@@ -275,6 +277,14 @@ def test_a_tensor_of_another_dtype_than_the_others_is_said_of_and_nothing_else_i
     step.change(exp_avg_sq=step.rows[0].exp_avg_sq.bfloat16())
     (reason,) = noted(step)
     assert "exp_avg_sq is torch.bfloat16 and not torch.float32: convert the checkpoint" in reason
+
+
+def test_importance_of_bfloat16_is_fused_and_of_another_narrow_dtype_said_of() -> None:
+    assert noted(a_step([(4,), (6, 5)], score_dtype=torch.bfloat16)) == []
+    step = a_step([(4,), (6, 5)])
+    step.change(importance=step.rows[0].importance.half())
+    (reason,) = noted(step)
+    assert "importance is torch.float16 and not torch.float32: convert the checkpoint" in reason
 
 
 def test_no_parameters_at_all() -> None:

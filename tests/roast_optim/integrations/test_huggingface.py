@@ -421,16 +421,19 @@ def test_the_defaults_are_those_of_the_optimizer_and_the_adversary() -> None:
 def test_the_options_can_be_read_from_the_command_line_beside_those_of_the_trainer() -> None:
     parser = HfArgumentParser((TrainingArguments, RoastConfig))  # type: ignore[arg-type]
     line = "--output_dir out --alpha 0.6 --refresh_every 5 --no_rescale --always_update bias norm --state_dtype float32"
+    line += " --importance_dtype bfloat16 --stochastic_rounding"
     _, config = parser.parse_args_into_dataclasses(line.split())
     assert config == RoastConfig(
-        alpha=0.6, refresh_every=5, rescale=False, always_update=["bias", "norm"], state_dtype="float32"
-    )
+        alpha=0.6, refresh_every=5, rescale=False, always_update=["bias", "norm"], state_dtype="float32",
+        importance_dtype="bfloat16", stochastic_rounding=True,
+    )  # fmt: skip
 
 
 def test_the_options_and_the_arguments_reach_the_optimizer_and_the_adversary(tmp_path: Path) -> None:
     config = RoastConfig(
         alpha=0.3, beta=2.0, refresh_every=7, mask_schedule="refresh", rescale=False, importance="magnitude",
-        importance_every=2, always_update=["query"], state_dtype="float64", backend="reference", step_size=0.2,
+        importance_every=2, importance_dtype="bfloat16", always_update=["query"], state_dtype="float64",
+        backend="reference", step_size=0.2,
         consistency_weight=0.3, adversarial_weight=0.4, clean_weight=0.6, norm="l2", embedding="word", gradient="fast",
         scale="relative",
     )  # fmt: skip
@@ -443,7 +446,7 @@ def test_the_options_and_the_arguments_reach_the_optimizer_and_the_adversary(tmp
         assert getattr(adversary, name) == getattr(config, name)
     assert adversary.embedding_name == "bert.embeddings.word_embeddings"
     assert optimizer.backend == "reference"
-    assert optimizer.options.state_dtype == torch.float64
+    assert (optimizer.options.state_dtype, optimizer.options.importance_dtype) == (torch.float64, torch.bfloat16)
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
     for group in optimizer.param_groups:
         assert (group["alpha"], group["beta"], group["seed"]) == (0.3, 2.0, 11)
@@ -461,6 +464,9 @@ def test_the_options_and_the_arguments_reach_the_optimizer_and_the_adversary(tmp
         ({"trainer": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {})}}, "optimizer_cls_and_kwargs.*RoastConfig"),
         ({"config": {"state_dtype": "int"}}, "state_dtype=torch.int32"),
         ({"config": {"state_dtype": "floaty"}}, "state_dtype='floaty'"),
+        ({"config": {"importance_dtype": "float16", "backend": "reference"}}, "importance_dtype=torch.float16"),
+        ({"config": {"importance_dtype": None, "backend": "reference"}}, "importance_dtype=None"),
+        ({"config": {"importance_dtype": "floaty"}}, "importance_dtype='floaty'"),
         ({"config": {"alpha": 2.0, "backend": "reference"}}, "alpha=2.0"),
         ({"config": {"step_size": -1.0, "backend": "reference"}}, "step_size=-1.0"),
     ],

@@ -6,3 +6,7 @@
     sources -> data.Suite -> training (one loop, methods supply optimizer and objective)
             -> evaluation (metrics, attack) -> runs.jsonl -> table and pictures
 """
+
+from roast_optim.evaluation import metrics
+
+__all__ = ["metrics"]

@@ -86,6 +86,16 @@ def selection(alpha: float, beta: float, **options: Any) -> dict[str, Any]:
     return {"alpha": alpha, "beta": beta, **options}
 
 
+# Of both methods whose mask comes after the moments; with a mask there, larger learning rates are worth a trial.
+AFTER_THE_MOMENTS = (
+    (5e-5, selection(0.6, 1.0)),
+    (1e-4, selection(0.6, 1.0)),
+    (2e-4, selection(0.6, 1.0)),
+    (1e-4, selection(0.6, 5.0)),
+    (2e-4, selection(0.6, 5.0)),
+    (2e-4, selection(0.9, 5.0)),
+)
+
 TRIALS: dict[str, tuple[Trial, ...]] = {
     "plain": by_rate("plain", 2e-5, 3e-5, 4e-5, 5e-5, 7e-5, 1e-4),
     "roast": tried(
@@ -115,15 +125,7 @@ TRIALS: dict[str, tuple[Trial, ...]] = {
         (1e-4, {"consistency_weight": 0.3, "teacher_weight": 0.3}),
         (1e-4, {"consistency_weight": 0.3, "teacher_weight": 0.3, "pull": 200.0}),
     ),
-    "select_update": tried(
-        "select_update",
-        (5e-5, selection(0.6, 1.0)),
-        (1e-4, selection(0.6, 1.0)),
-        (2e-4, selection(0.6, 1.0)),
-        (1e-4, selection(0.6, 5.0)),
-        (2e-4, selection(0.6, 5.0)),
-        (2e-4, selection(0.9, 5.0)),
-    ),
+    "select_update": tried("select_update", *AFTER_THE_MOMENTS),
     "return_by_rank": tried(
         "return_by_rank",
         (5e-5, {"pull": 100.0}),
@@ -160,15 +162,7 @@ TRIALS: dict[str, tuple[Trial, ...]] = {
         (1e-4, selection(0.6, 5.0)),
         (1e-4, selection(0.6, 1.0, importance="movement")),
     ),
-    "agreement": tried(
-        "agreement",
-        (5e-5, selection(0.6, 1.0)),
-        (1e-4, selection(0.6, 1.0)),
-        (2e-4, selection(0.6, 1.0)),
-        (1e-4, selection(0.6, 5.0)),
-        (2e-4, selection(0.6, 5.0)),
-        (2e-4, selection(0.9, 5.0)),
-    ),
+    "agreement": tried("agreement", *AFTER_THE_MOMENTS),
     "wconsol": tried(
         "wconsol",
         (5e-5, {"strength": 100.0}),

@@ -10,7 +10,16 @@ import torch
 from roast_optim.kernels import native
 
 from .conftest import Compare, Row
-from .contestants import FASTEST, STRAIGHTFORWARD, cannot_run, roast, straightforward_roast, torch_adamw
+from .contestants import (
+    FASTEST,
+    STRAIGHTFORWARD,
+    cannot_run,
+    ranked_optimizer,
+    roast,
+    roast_steps,
+    straightforward_roast,
+    torch_adamw,
+)
 from .pairs import copy_like
 from .workloads import WORKLOADS, Shapes
 
@@ -55,6 +64,18 @@ def test_importance_every_fourth_step(
     row(f"step, {workload}", f"{backend}, importance_every=4", cannot_run(backend, device))
     candidate = roast(backend, shapes, device, importance_every=4)
     compare(candidate, [copy_like(candidate, device), torch_adamw("fused", shapes, device, calls=4)])
+
+
+@every_workload
+def test_pretrained_decay(
+    row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes], workload: str
+) -> None:
+    """Against the step without it: what a pull to the pre-trained weights costs."""
+    backend, shapes = FASTEST[device.type], sizes[workload]
+    row(f"step, {workload}", f"{backend}, pretrained_decay", cannot_run(backend, device))
+    with_decay = ranked_optimizer(backend, shapes, device, pretrained_decay=1.0, pretrained_decay_by="rank")
+    candidate = roast_steps(f"{backend}, pretrained_decay", with_decay)
+    compare(candidate, [copy_like(candidate, device), roast(backend, shapes, device)])
 
 
 def test_bfloat16(row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes]) -> None:

@@ -29,7 +29,7 @@ def ready(**options: Any) -> RoastAdamW:
         group["refreshes"] = int(group["selective"])
         for param in group["params"]:
             param.grad = torch.ones_like(param)
-            optimizer._state_of(group, param, optimizer.positions[param])
+            optimizer.parameters.state_of(param, group, optimizer.state[param], optimizer.positions[param])
     return optimizer
 
 

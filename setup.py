@@ -52,6 +52,7 @@ setup(
         "roast_optim.integrations",
         "roast_optim.kernels",
         "roast_optim.kernels.native",
+        "roast_optim.kernels.reference",
         "roast_optim.kernels.triton",
     ],
     # The folder kernels/ is never installed under that name: transformers looks for a top-level package "kernels".

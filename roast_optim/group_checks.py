@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import zip_longest
 from operator import is_, itemgetter
@@ -18,6 +18,12 @@ _KEYS_OF_OTHERS = (
 _option_values = itemgetter(*GROUP_OPTIONS)
 
 NOT_SUPPORTED = ("foreach", "fused", "differentiable")
+
+UNMARKED = (
+    "RoastAdamW: parameters came without a word on `selective`, so all of them are selective: embeddings, "
+    "normalisation and head too, which RoAST always updates. Pass the model, RoastAdamW(model, ...), or the groups of "
+    "selective_param_groups(model, weight_decay); or selective=True where all are meant"
+)
 
 
 def check_keys(group: Mapping[str, Any]) -> None:
@@ -51,15 +57,27 @@ def _alike(key: str) -> str | None:
     return next(iter(get_close_matches(lowered, OPTIONS, n=1, cutoff=0.75)), None)
 
 
-class CheckedGroup:
-    """A group's options when they were checked last, so that a step checks only what has changed since."""
+class CheckedGroups:
+    """The options of all groups when they were checked last, so that a step checks only what has changed since."""
 
+    def __init__(self) -> None:
+        self._checked: list[_CheckedGroup] = []
+
+    def check(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ValueError for options of a group that have become wrong, are missing or unknown."""
+        if len(self._checked) != len(groups):
+            self._checked = [_CheckedGroup() for _ in groups]
+        for number, (checked, group) in enumerate(zip(self._checked, groups, strict=True)):
+            checked.check(number, group)
+
+
+class _CheckedGroup:
     def __init__(self) -> None:
         self._size = 0
         self._values: tuple[Any, ...] = ()
 
     def check(self, number: int, group: Mapping[str, Any]) -> None:
-        """Raise ValueError for options of the group with this number that have become wrong, are missing or unknown.
+        """Raise ValueError for options of the group with this number.
 
         Compares objects, not values: nothing waits for a number on a device unless another tensor was put there.
         """

@@ -7,7 +7,7 @@ passes over the scores and a histogram of 512 KB replace a sort, and the histogr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .kernels import reference
 from .kernels.backend import Backend
 from .kernels.step import HISTOGRAM_BINS, RANK_CODES, Position
-from .sharding import all_reduced
+from .sharding import all_reduced, local, shard_groups
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,6 +32,25 @@ class RankedTensors:
     groups: tuple[ProcessGroup, ...]
     importances: list[Tensor] = field(default_factory=list)
     rank_codes: list[Tensor] = field(default_factory=list)
+
+
+class RankedParts:
+    """What is ranked together: the tensors of many parameters, by device and by the processes that share them."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[torch.device, tuple[ProcessGroup, ...]], RankedTensors] = {}
+
+    def add(self, param: Tensor, state: Mapping[str, Tensor], backend: Backend) -> None:
+        """Add the importance and the rank codes of a parameter, which are in its state."""
+        place = param.device, shard_groups(param)
+        if place not in self._parts:
+            self._parts[place] = RankedTensors(backend, *place)
+        self._parts[place].importances.append(local(state["importance"]))
+        self._parts[place].rank_codes.append(local(state["rank_code"]))
+
+    def tensors(self) -> list[RankedTensors]:
+        """The parts, in the order in which they came."""
+        return list(self._parts.values())
 
 
 def rank_code_table(histogram: Tensor) -> Tensor:
@@ -113,14 +132,22 @@ def percentile_ranks(scores: list[Tensor]) -> list[Tensor]:
     return rank_codes
 
 
-def fill_random_scores_(scores: Tensor, seed: int, position: Position) -> None:
+def fill_scores_(kind: str, scores: Tensor, param: Tensor, seed: int, position: Position) -> None:
+    """What is ranked by that option ``importance``, if it does not come from the gradients."""
+    if kind == "random":
+        _fill_random_scores_(local(scores), seed, position)
+    elif kind == "magnitude":
+        _fill_magnitude_scores_(local(scores), local(param))
+
+
+def _fill_random_scores_(scores: Tensor, seed: int, position: Position) -> None:
     """A fixed random score in [0, 1) per element, from the draw with number 0, which no step uses."""
     for start, (chunk,) in reference.chunks([scores]):
         words = reference.draw_words(position, start, chunk.numel(), seed=seed, draw_number=0, device=scores.device)
         chunk.copy_((words >> 8).to(torch.float32).mul_(2.0**-24).view(chunk.shape))
 
 
-def fill_magnitude_scores_(scores: Tensor, param: Tensor) -> None:
+def _fill_magnitude_scores_(scores: Tensor, param: Tensor) -> None:
     """The absolute value of each parameter; NaN counts as zero, infinity as the scores' largest number."""
     largest = torch.finfo(scores.dtype).max
     for _, (chunk, values) in reference.chunks([scores, param]):

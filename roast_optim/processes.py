@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .options import OPTIONS_OF_MASKS, RoastOptions
 from .sharding import any_process, mesh_groups, require_same, sum_over_lower_ranks
@@ -30,10 +31,22 @@ def parameters_of_earlier_stages(param_groups: Groups, process_group: ProcessGro
     return sum_over_lower_ranks(count, process_group, device_of(param_groups))
 
 
-def any_of_them(flag: bool, param_groups: Groups, process_group: ProcessGroup | None) -> bool:
-    """Whether ``flag`` is true in any process that shares a parameter or the process group."""
+def only_makes_state(
+    param_groups: Groups, grads: Iterable[Tensor], had_state: bool, process_group: ProcessGroup | None
+) -> bool:
+    """Whether a first step is the one by which distributed checkpoints make state: lr = 0 and all gradients zero.
+
+    Args:
+        param_groups: of the optimizer.
+        grads: of the step.
+        had_state: whether there was state before it.
+        process_group: of the optimizer; what counts is what all processes say that share it or a parameter.
+    """
+    if any(float(group["lr"]) != 0 for group in param_groups):
+        return False
+    trains = had_state or any(bool(grad.any()) for grad in grads)
     groups = _mesh_groups(param_groups) + ([process_group] if process_group is not None else [])
-    return any_process(flag, groups, device_of(param_groups))
+    return not any_process(trains, groups, device_of(param_groups))
 
 
 def require_same_masks(param_groups: Groups, options: RoastOptions, process_group: ProcessGroup | None) -> None:

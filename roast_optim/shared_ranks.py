@@ -12,8 +12,20 @@ if TYPE_CHECKING:
 
 _PARTITIONED = "torch.distributed.optim.zero_redundancy_optimizer"
 
-# Who drew masks last, by seed.
+_SAME_DRAWS = (
+    "RoastAdamW: two optimizers take turns and draw their masks with the same seed, so that masks are equal where they "
+    "should be independent. If they train one model, give both the same shared_ranks=SharedRanks(), by which they are "
+    "numbered and ranked together, or each its own seed"
+)
+_PARTS_OF_PROCESSES = (
+    "RoastAdamW: ZeroRedundancyOptimizer gives each process a part of the parameters, so that ids begin at 0 and ranks "
+    "are local in each. Pass optimizer_class=functools.partial(RoastAdamW, process_group=group), the group being that "
+    "of these processes"
+)
+
+# Who drew masks last, by seed, and who ever did.
 _last_to_draw: dict[int, weakref.ref[RoastAdamW]] = {}
+_have_drawn: weakref.WeakSet[RoastAdamW] = weakref.WeakSet()
 
 
 class SharedRanks:
@@ -50,12 +62,17 @@ class SharedRanks:
         """Those that still exist, in the order in which they were made."""
         return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
 
-    def join(self, optimizer: RoastAdamW) -> None:
+    def join(self, optimizer: RoastAdamW) -> int:
         """Let an optimizer take part; its constructor does so.
 
+        Returns:
+            Its number among those that ever did.
+
         Raises:
-            ValueError: its options of the whole optimizer are not those of the others.
+            ValueError: its options of the whole optimizer are not those of the others, or it has a process group.
         """
+        if optimizer.process_group is not None:
+            raise ValueError("RoastAdamW: shared_ranks and process_group cannot be combined: give one of them")
         for other in self.optimizers[:1]:
             if other.options != optimizer.options:
                 raise ValueError(
@@ -64,37 +81,39 @@ class SharedRanks:
                 )
         self._optimizers.append(weakref.ref(optimizer))
         self._ids.append([])
+        return len(self._ids) - 1
 
-    def ids(self, optimizer: RoastAdamW, count: int) -> list[int]:
-        """The ids of the first ``count`` parameters of an optimizer; those of later groups come after all others."""
-        known = self._ids[[reference() for reference in self._optimizers].index(optimizer)]
+    def ids(self, number: int, count: int) -> list[int]:
+        """The ids of the first ``count`` parameters of that optimizer; those of later groups come after all others."""
+        known = self._ids[number]
         while len(known) < count:
             known.append(self._next_id)
             self._next_id += 1
         return known[:count]
 
 
-def takes_turns_with_another(optimizer: RoastAdamW, seed: int, *, has_drawn: bool) -> bool:
-    """Whether another optimizer drew masks with this seed since this one did.
+def draws_like_another(optimizer: RoastAdamW, seed: int) -> str | None:
+    """What to say if another optimizer drew masks with this seed since this one did, which is about to.
 
-    Args:
-        optimizer: which is about to draw masks.
-        seed: of its draws.
-        has_drawn: whether it did so before.
+    Nothing where somebody has seen to it that draws differ: with ``shared_ranks`` or a process group.
     """
+    if optimizer.shared_ranks is not None or optimizer.process_group is not None:
+        return None
     reference = _last_to_draw.get(seed)
     other = reference() if reference is not None else None
     if other is optimizer:
-        return False
+        return None
     _last_to_draw[seed] = weakref.ref(optimizer)
-    return has_drawn and other is not None
+    takes_turns = other is not None and optimizer in _have_drawn
+    _have_drawn.add(optimizer)
+    return _SAME_DRAWS if takes_turns else None
 
 
-def is_made_by_zero_redundancy_optimizer() -> bool:
-    """Whether a constructor is being called by torch's ZeroRedundancyOptimizer, which gives it a part of the model."""
+def gets_part_of_a_model() -> str | None:
+    """What to say if a constructor is being called by torch's ZeroRedundancyOptimizer, which gives it a part of one."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == _PARTITIONED:
-            return True
+            return _PARTS_OF_PROCESSES
         frame = frame.f_back
-    return False
+    return None

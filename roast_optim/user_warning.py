@@ -17,3 +17,15 @@ def warn(message: str) -> None:
         frame = frame.f_back
         stacklevel += 1
     warnings.warn(message, UserWarning, stacklevel=stacklevel)
+
+
+class WarnOnce:
+    """Warns as :func:`warn` does, each message once."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warn(message)

@@ -67,7 +67,7 @@ def test_the_wheel_holds_one_package_with_types_and_native_kernels_for_every_pyt
         names = archive.namelist()
         assert archive.read("roast_optim/kernels/__init__.py") == (ROOT / "kernels" / "__init__.py").read_bytes()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"roast_optim"}
-    assert {"roast_optim/kernels/reference.py", "roast_optim/py.typed"} <= set(names)
+    assert {"roast_optim/kernels/reference/roast_adamw.py", "roast_optim/py.typed"} <= set(names)
     assert "roast_optim/kernels/native/_native.so" in names
 
 

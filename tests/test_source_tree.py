@@ -33,7 +33,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files_of(tree: Path) -> list[str]:
-    return [str(tree / "roast_optim" / "__init__.py"), str(tree / "kernels" / "reference.py")]
+    return [str(tree / "roast_optim" / "__init__.py"), str(tree / "kernels" / "reference" / "__init__.py")]
 
 
 def test_the_interpreter_does_not_have_the_package(python: Path, tmp_path: Path) -> None:

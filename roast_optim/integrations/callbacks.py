@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from ..optimizer import NEVER_MASKED, RoastAdamW
+from ..optimizer import RoastAdamW
+from ..refresh_schedule import NEVER_MASKED
 from ..user_warning import warn
 
 

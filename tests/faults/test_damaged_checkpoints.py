@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from roast_optim import RoastAdamW
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 SHAPES: list[list[tuple[int, ...]]] = [[(7, 9), (5,)], [(11,)]]
 STEPS = 5  # with a refresh every three: masks are active and importance is there
@@ -90,10 +90,10 @@ def assert_refused(state_dict: object, backend: str, match: str) -> None:
     optimizer, twin = trained(backend=backend), trained(backend=backend)
     with pytest.raises((ValueError, TypeError), match=match):
         optimizer.load_state_dict(state_dict)  # type: ignore[arg-type]
-    assert_equal(snapshot(optimizer), snapshot(twin))
+    assert_same_snapshots(snapshot(optimizer), snapshot(twin))
     train(optimizer, STEPS)
     train(twin, STEPS)
-    assert_equal(snapshot(optimizer), snapshot(twin))
+    assert_same_snapshots(snapshot(optimizer), snapshot(twin))
 
 
 # ------------------------------------------------------------------------------------------------------ bytes of a file
@@ -113,7 +113,7 @@ def test_a_truncated_file_is_not_read_and_changes_nothing(length: str, tmp_path:
         optimizer.load_state_dict(torch.load(path, weights_only=True))
     train(optimizer, STEPS)
     train(twin, STEPS)
-    assert_equal(snapshot(optimizer), snapshot(twin))
+    assert_same_snapshots(snapshot(optimizer), snapshot(twin))
 
 
 def test_a_file_with_a_flipped_byte_is_refused_and_changes_nothing_or_loads_and_training_goes_on(backend: str) -> None:
@@ -141,7 +141,7 @@ def test_a_file_with_a_flipped_byte_is_refused_and_changes_nothing_or_loads_and_
             refusal = str(error)
         if refusal:
             assert any(key in refusal for key in KEYS), refusal
-            assert_equal(snapshot(chosen), snapshot(optimizer))
+            assert_same_snapshots(snapshot(chosen), snapshot(optimizer))
             outcomes["refused"] += 1
         train(chosen, STEPS, 3)
         chosen.refresh()
@@ -231,7 +231,7 @@ def test_a_foreign_key_loads_as_in_adamw_and_changes_no_step(damage: Damage, bac
         group.pop("foreign", None)
         for parameter in group["params"]:
             optimizer.state[parameter].pop("foreign", None)
-    assert_equal(snapshot(optimizer), snapshot(twin))
+    assert_same_snapshots(snapshot(optimizer), snapshot(twin))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_step_count_may_be_a_number_as_adamw_of_old_saved_it(backend: str) -> 
     optimizer.load_state_dict(damaged(saved, changed("state", 1, "step", to=STEPS)))
     train(optimizer, STEPS)
     train(twin, STEPS)
-    assert_equal(snapshot(optimizer), snapshot(twin))
+    assert_same_snapshots(snapshot(optimizer), snapshot(twin))
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, NAN, 2**32])
@@ -365,10 +365,10 @@ def test_a_warning_that_is_an_error_changes_nothing(backend: str) -> None:
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="without selection"):
             optimizer.load_state_dict(trained(torch.optim.AdamW).state_dict())
-    assert_equal(snapshot(optimizer), snapshot(twin))
+    assert_same_snapshots(snapshot(optimizer), snapshot(twin))
     train(optimizer, STEPS)
     train(twin, STEPS)
-    assert_equal(snapshot(optimizer), snapshot(twin))
+    assert_same_snapshots(snapshot(optimizer), snapshot(twin))
 
 
 def test_a_hook_that_raises_after_loading_changes_nothing(backend: str) -> None:
@@ -385,4 +385,4 @@ def test_a_hook_that_raises_after_loading_changes_nothing(backend: str) -> None:
     handle.remove()
     train(optimizer, STEPS)
     train(twin, STEPS)
-    assert_equal(snapshot(optimizer), snapshot(twin))
+    assert_same_snapshots(snapshot(optimizer), snapshot(twin))

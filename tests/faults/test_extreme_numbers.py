@@ -16,7 +16,7 @@ from roast_optim import AdversarialEmbedding, RoastAdamW
 from roast_optim.masking import keep_mask
 from tests.models import ARCHITECTURES, BATCH
 from tests.oracles import philox
-from tests.roast_optim.snapshot import assert_equal, assert_same_bits, snapshot
+from tests.support.snapshot import assert_same_bits, assert_same_snapshots, snapshot
 
 BERT = ARCHITECTURES["bert"]
 NAN, INF = math.nan, math.inf
@@ -151,9 +151,9 @@ def test_elements_without_a_finite_gradient_are_to_all_others_as_if_their_gradie
         assert torch.equal(~parameter.isfinite(), spoilt)
         state, expected = optimizer.state[parameter], other.state[twin]
         for name in ("importance", "rank_code"):
-            assert_same_bits(state[name], expected[name])
+            assert_same_bits(state[name], expected[name], name)
         for name in ("exp_avg", "exp_avg_sq"):
-            assert_same_bits(state[name][~bad], expected[name][~bad])
+            assert_same_bits(state[name][~bad], expected[name][~bad], name)
         assert_same_bits(parameter.detach()[~bad], twin.detach()[~bad])
     assert 0 < int(spoilt.sum()) <= int(bad.sum())
     assert optimizer.param_groups[0]["refreshes"] == 4
@@ -313,5 +313,5 @@ def test_under_autocast_an_overflowing_logit_stops_its_sample_alone_and_the_scal
     scaler.scale(spoilt.loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    assert_equal(snapshot(optimizer), before)
+    assert_same_snapshots(snapshot(optimizer), before)
     assert scaler.get_scale() == 2.0

@@ -16,7 +16,7 @@ import pytest
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from tests.faults.resumable_training import STEPS, load, train
-from tests.roast_optim.snapshot import assert_same_bits
+from tests.support.snapshot import assert_same_bits
 
 ROUNDS = int(os.environ.get("ROAST_KILL_ROUNDS", "10"))
 MOST_KILLS = 3  # per round
@@ -76,7 +76,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, backend: str) -> No
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             if hasattr(value, "dtype"):
-                assert_same_bits(found[name], value)
+                assert_same_bits(found[name], value, name)
             else:
                 assert found[name] == value, name
     print(f"{backend}: {ROUNDS} of {ROUNDS} equal after {kills} kills")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
 from tests.models import ARCHITECTURES
-from tests.roast_optim.snapshot import assert_same_bits
+from tests.support.snapshot import assert_same_bits
 
 BERT = ARCHITECTURES["bert"]
 
@@ -46,8 +46,8 @@ class Run:
 
 
 def assert_same_weights(found: list[Tensor], expected: list[Tensor]) -> None:
-    for first, second in zip(found, expected, strict=True):
-        assert_same_bits(first, second)
+    for i, (first, second) in enumerate(zip(found, expected, strict=True)):
+        assert_same_bits(first, second, f"parameter {i}")
 
 
 def test_two_in_turn_are_as_each_alone(backend: str) -> None:

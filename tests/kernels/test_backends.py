@@ -13,8 +13,8 @@ from torch import Tensor
 
 from roast_optim.kernels.step import HISTOGRAM_BINS, Position, Selection
 from tests.oracles import philox, ranks
-from tests.roast_optim.snapshot import assert_same_bits
 from tests.support.devices import on_device
+from tests.support.snapshot import assert_same_bits
 from tests.support.steps import random_step
 
 ALPHA, BETA, SEED = 0.5, 3.0, 2**40 + 7

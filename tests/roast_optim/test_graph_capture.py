@@ -12,7 +12,7 @@ from roast_optim import RoastAdamW, graph_capture, masking
 from roast_optim.graph_capture import refuse_capture_of_step
 from roast_optim.masking import selection_tables
 from roast_optim.step_options import prepare_selections
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def ready(**options: Any) -> RoastAdamW:
         group["refreshes"] = int(group["selective"])
         for param in group["params"]:
             param.grad = torch.ones_like(param)
-            optimizer._state_of(group, param, optimizer.positions[param])
+            optimizer.parameters.state_of(param, group, optimizer.state[param], optimizer.positions[param])
     return optimizer
 
 
@@ -130,7 +130,7 @@ def test_a_step_that_is_refused_changes_nothing(backend: str, monkeypatch: pytes
         optimizer.step()
     with pytest.raises(RuntimeError, match="refresh"):
         optimizer.refresh()
-    assert_equal(snapshot(optimizer), before)
+    assert_same_snapshots(snapshot(optimizer), before)
 
 
 def test_tables_of_a_selection_are_not_copied_within_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from roast_optim.model_call import ModelCall, argument_of, predicts_next_label
 from tests.models import ARCHITECTURES, PlainClassifier
 
-Pair = namedtuple("Pair", "first second")
+OptimizerAndOracle = namedtuple("OptimizerAndOracle", "first second")
 
 
 @dataclass
@@ -50,7 +50,7 @@ CONTAINERS: dict[str, tuple[Any, Any]] = {
     ),
     "list": (lambda ids: [ids], lambda value: value[0]),
     "tuple": (lambda ids: (ids, 1), lambda value: value[0]),
-    "named tuple": (lambda ids: Pair(ids, 1), lambda value: value.first),
+    "named tuple": (lambda ids: OptimizerAndOracle(ids, 1), lambda value: value.first),
     "nested": (lambda ids: {"a": [({"b": ids},)]}, lambda value: value["a"][0][0]["b"]),
     "dataclass": (Batch, lambda value: value.ids),
     "object": (lambda ids: SimpleNamespace(inner=SimpleNamespace(ids=ids)), lambda value: value.inner.ids),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from roast_optim import RoastAdamW
-from tests.roast_optim.layouts import Layout, transposed, unaligned, unchanged, with_gaps
-from tests.roast_optim.snapshot import assert_same_bits
+from tests.support.layouts import Layout, transposed, unaligned, unchanged, with_gaps
+from tests.support.snapshot import assert_same_bits
 
 SHAPES = [(17, 5), (), (0, 3), (1,), (2, 3, 4), (1031,)]
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -62,12 +62,13 @@ def assert_equals_adamw(
             optimizer.step()
         for scheduler in schedulers:
             scheduler.step()
-        for a, b in zip(ours, theirs, strict=True):
-            assert_same_bits(a.detach(), b.detach())
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same_bits(a.detach(), b.detach(), f"parameter {i}")
             for moment in MOMENTS:
                 assert (moment in optimizers[0].state[a]) == (moment in optimizers[1].state[b])
                 if moment in optimizers[1].state[b]:
-                    assert_same_bits(optimizers[0].state[a][moment], optimizers[1].state[b][moment])
+                    found = [each.state[param][moment] for each, param in zip(optimizers, (a, b), strict=True)]
+                    assert_same_bits(*found, f"{moment} of parameter {i}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -164,13 +165,13 @@ def test_state_dtype_computes_in_the_wider_dtype_and_rounds_once(dtype: torch.dt
             b.grad = a.grad.to(wide)
         roast.step()
         adamw.step()
-        for a, b in zip(ours, theirs, strict=True):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             b.data = b.data.to(dtype).to(wide)
-            assert_same_bits(a.detach().to(wide), b.detach())
+            assert_same_bits(a.detach().to(wide), b.detach(), f"parameter {i}")
             for moment in MOMENTS[1:]:
                 assert roast.state[a][moment].dtype == state_dtype
                 adamw.state[b][moment] = adamw.state[b][moment].to(state_dtype).to(wide)
-                assert_same_bits(roast.state[a][moment].to(wide), adamw.state[b][moment])
+                assert_same_bits(roast.state[a][moment].to(wide), adamw.state[b][moment], f"{moment} of parameter {i}")
 
 
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)

@@ -16,7 +16,7 @@ import torch
 
 from roast_optim import RoastAdamW
 from tests.conftest import RUNNABLE_BACKENDS
-from tests.roast_optim.snapshot import Snapshot, assert_equal, assert_same_bits, snapshot
+from tests.support.snapshot import Snapshot, assert_same_bits, assert_same_snapshots, snapshot
 
 SHAPES: list[list[tuple[int, ...]]] = [[(7, 9), ()], [(3, 4, 5), (0,)], [(11,)]]
 BEFORE, AFTER = 8, 9  # steps; with refresh_every=3 the checkpoint lies between two refreshes
@@ -106,7 +106,7 @@ def test_saving_and_resuming_in_a_new_process_gives_the_same_bits(tmp_path: Path
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         resumed = pool.submit(resume_all, tmp_path).result()
     for key, expected in uninterrupted.items():
-        assert_equal(resumed[key], expected)
+        assert_same_snapshots(resumed[key], expected)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -115,7 +115,7 @@ def test_every_entry_keeps_its_dtype_when_loaded(name: str, backend: str) -> Non
     optimizer = make(name, backend)
     train(optimizer, 0, BEFORE)
     loaded = reloaded(optimizer, make(name, backend, initial=99))
-    assert_equal(snapshot(loaded), snapshot(optimizer))
+    assert_same_snapshots(snapshot(loaded), snapshot(optimizer))
     moments = {"exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if options.get("amsgrad") else set())
     for group in loaded.param_groups:
         for parameter in group["params"]:
@@ -156,7 +156,7 @@ def test_seed_and_counters_come_from_the_checkpoint(backend: str) -> None:
     loaded = reloaded(optimizer, make("float32", backend, seed=6))
     train(optimizer, BEFORE, AFTER)
     train(loaded, BEFORE, AFTER)
-    assert_equal(snapshot(loaded), snapshot(optimizer))
+    assert_same_snapshots(snapshot(loaded), snapshot(optimizer))
     assert loaded.param_groups[0]["seed"] == 5
 
 
@@ -165,7 +165,7 @@ def test_a_checkpoint_from_before_the_first_step_loads(backend: str) -> None:
     loaded = reloaded(optimizer, make("float32", backend, initial=99))
     train(optimizer, 0, BEFORE)
     train(loaded, 0, BEFORE)
-    assert_equal(snapshot(loaded), snapshot(optimizer))
+    assert_same_snapshots(snapshot(loaded), snapshot(optimizer))
 
 
 def test_a_checkpoint_taken_while_measuring_loads(backend: str) -> None:
@@ -176,14 +176,14 @@ def test_a_checkpoint_taken_while_measuring_loads(backend: str) -> None:
     for either in (optimizer, loaded):
         either.refresh()
         train(either, 2, BEFORE)
-    assert_equal(snapshot(loaded), snapshot(optimizer))
+    assert_same_snapshots(snapshot(loaded), snapshot(optimizer))
 
 
 def test_loading_twice_is_loading_once(backend: str) -> None:
     optimizer = make("bfloat16", backend)
     train(optimizer, 0, BEFORE)
     loaded = reloaded(optimizer, reloaded(optimizer, make("bfloat16", backend)))
-    assert_equal(snapshot(loaded), snapshot(optimizer))
+    assert_same_snapshots(snapshot(loaded), snapshot(optimizer))
     for group, original in zip(
         loaded.state_dict()["param_groups"], optimizer.state_dict()["param_groups"], strict=True
     ):
@@ -241,8 +241,8 @@ def test_a_state_dict_of_adamw_loads_with_one_warning_and_training_goes_on(dtype
     for seed in range(4, 6):
         step(adamw, theirs, seed)
         step(roast, ours, seed)
-        for a, b in zip(ours, theirs, strict=True):
-            assert_same_bits(a.detach(), b.detach())
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same_bits(a.detach(), b.detach(), f"parameter {i}")
     step(roast, ours, 6)
     assert group["refreshes"] == 1
 
@@ -308,7 +308,7 @@ def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(damage: s
     before = snapshot(optimizer)
     with pytest.raises(ValueError, match=match):
         optimizer.load_state_dict(saved)
-    assert_equal(before, snapshot(optimizer))
+    assert_same_snapshots(before, snapshot(optimizer))
     train(optimizer, BEFORE, 1)
 
 
@@ -323,10 +323,10 @@ def test_a_copy_goes_on_with_the_same_options_and_bits(copied: Any, name: str, b
     twin = copied(optimizer)
     assert twin.backend == backend
     assert twin.options == optimizer.options
-    assert_equal(snapshot(twin), snapshot(optimizer))
+    assert_same_snapshots(snapshot(twin), snapshot(optimizer))
     train(twin, BEFORE, AFTER)
     train(optimizer, BEFORE, AFTER)
-    assert_equal(snapshot(twin), snapshot(optimizer))
+    assert_same_snapshots(snapshot(twin), snapshot(optimizer))
 
 
 def test_a_copy_is_independent(backend: str) -> None:
@@ -335,7 +335,7 @@ def test_a_copy_is_independent(backend: str) -> None:
     twin = copy.deepcopy(optimizer)
     before = snapshot(twin)
     train(optimizer, BEFORE, AFTER)
-    assert_equal(before, snapshot(twin))
+    assert_same_snapshots(before, snapshot(twin))
 
 
 def test_a_copy_takes_new_parameter_groups(backend: str) -> None:

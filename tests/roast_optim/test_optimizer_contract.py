@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from roast_optim import RoastAdamW
 from roast_optim.masking import keep_thresholds, rescaling_factors, selection_tables
-from tests.roast_optim.snapshot import assert_equal, assert_same_bits, snapshot
+from tests.support.snapshot import assert_same_bits, assert_same_snapshots, snapshot
 
 SHAPES = [(9, 5), (7,), ()]
 NAMES = ["matrix", "vector", "scalar"]
@@ -55,14 +55,15 @@ def train(optimizer: Optimizer, steps: Iterable[int] = range(STEPS)) -> None:
 
 def assert_agree(ours: Optimizer, theirs: Optimizer, backend: str) -> None:
     """Parameters and what AdamW keeps of them are equal, bit for bit on the reference."""
-    for mine, other in zip(of(ours), of(theirs), strict=True):
+    for i, (mine, other) in enumerate(zip(of(ours), of(theirs), strict=True)):
         assert (mine in ours.state) == (other in theirs.state)
-        states = [(ours.state[mine][key], value) for key, value in theirs.state.get(other, {}).items()]
-        for left, right in [(mine.detach(), other.detach()), *states]:
+        states = [(key, ours.state[mine][key], value) for key, value in theirs.state.get(other, {}).items()]
+        for name, left, right in [("param", mine.detach(), other.detach()), *states]:
+            what = f"{name} of parameter {i}"
             if backend == "reference":
-                assert_same_bits(left, right)
+                assert_same_bits(left, right, what)
             else:
-                torch.testing.assert_close(left, right)
+                torch.testing.assert_close(left, right, msg=lambda said, what=what: f"{what}: {said}")
 
 
 def test_parameters_may_come_from_a_generator_or_with_their_names(backend: str) -> None:
@@ -74,8 +75,8 @@ def test_parameters_may_come_from_a_generator_or_with_their_names(backend: str) 
     for optimizer in optimizers:
         train(optimizer)
     assert named.param_groups[0].pop("param_names") == NAMES
-    assert_equal(snapshot(from_generator), snapshot(expected))
-    assert_equal(snapshot(named), snapshot(expected))
+    assert_same_snapshots(snapshot(from_generator), snapshot(expected))
+    assert_same_snapshots(snapshot(named), snapshot(expected))
 
 
 def test_names_are_in_groups_and_state_dict_and_survive_copies_and_loading(backend: str) -> None:
@@ -106,7 +107,7 @@ def test_a_group_that_torch_refuses_leaves_the_optimizer_as_it_was(how: str, bac
         optimizer.add_param_group(group)
     train(optimizer, range(5, STEPS))
     train(untouched)
-    assert_equal(snapshot(optimizer), snapshot(untouched))
+    assert_same_snapshots(snapshot(optimizer), snapshot(untouched))
     optimizer.add_param_group({"params": [new]})
 
 
@@ -123,7 +124,7 @@ def test_a_group_added_in_the_middle_leaves_the_masks_of_the_others(
             if step == 3:
                 optimizer.refresh()
             train(optimizer, [step])
-        assert_equal(snapshot(grown)[:1], snapshot(plain))
+        assert_same_snapshots(snapshot(grown)[:1], snapshot(plain))
     assert 0 < (plain.state[of(plain)[0]]["exp_avg"] == 0).sum() < 45
     assert (grown.state[of(grown)[3]]["exp_avg"] != 0).all()
 
@@ -181,7 +182,7 @@ def test_the_default_device_plays_no_part(backend: str) -> None:
                 optimizer.step()
                 optimizer.selection_stats()
         optimizers.append(optimizer)
-    assert_equal(snapshot(optimizers[1]), snapshot(optimizers[0]))
+    assert_same_snapshots(snapshot(optimizers[1]), snapshot(optimizers[0]))
 
 
 def test_a_warning_names_the_line_that_caused_it(backend: str) -> None:
@@ -207,7 +208,7 @@ def test_model_and_optimizer_copied_together_train_together(copied: Any, backend
     assert not torch.equal(twin[2].weight, model[2].weight)
     take_steps(twin, optimizer_of_twin)
     assert_same_bits(twin[2].weight.detach(), model[2].weight.detach())
-    assert_equal(snapshot(optimizer_of_twin), snapshot(optimizer))
+    assert_same_snapshots(snapshot(optimizer_of_twin), snapshot(optimizer))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -218,7 +219,7 @@ def test_a_model_may_change_its_dtype_before_the_first_step(dtype: torch.dtype, 
     train(early)
     train(late)
     assert {param.dtype for param in of(early)} == {dtype}
-    assert_equal(snapshot(early), snapshot(late))
+    assert_same_snapshots(snapshot(early), snapshot(late))
 
 
 def set_options(optimizer: Optimizer, step: int) -> None:
@@ -288,7 +289,7 @@ def test_a_none_gradient_leaves_the_parameter_and_makes_no_state(
         optimizer.step()
     assert state.keys() == optimizer.state[known].keys()
     for key in ("step", "exp_avg", "exp_avg_sq"):
-        assert_same_bits(optimizer.state[known][key], state[key])
+        assert_same_bits(optimizer.state[known][key], state[key], key)
     assert_same_bits(known.detach(), value)
     assert_same_bits(new.detach(), parameters()[1].detach())
     assert new not in optimizer.state
@@ -315,7 +316,7 @@ def test_gradients_that_have_a_graph_of_their_own_add_nothing_to_it(backend: str
             assert all(param.grad is not None and param.grad.requires_grad == (each is optimizer) for param in of(each))
             each.step()
             assert torch.is_grad_enabled()
-    assert_equal(snapshot(optimizer), snapshot(plain))
+    assert_same_snapshots(snapshot(optimizer), snapshot(plain))
     assert all(param.is_leaf and param.requires_grad for param in of(optimizer))
     assert not any(value.requires_grad for state in optimizer.state.values() for value in state.values())
 
@@ -352,7 +353,7 @@ def test_a_hook_may_put_a_closure_in_the_place_of_the_arguments(backend: str) ->
     optimizer.register_step_pre_hook(lambda self, args, kwargs: ((self,), {"closure": closure}))
     assert [optimizer.step() for _ in range(STEPS)] == list(range(STEPS))
     train(plain)
-    assert_equal(snapshot(optimizer), snapshot(plain))
+    assert_same_snapshots(snapshot(optimizer), snapshot(plain))
 
 
 def test_hooks_before_and_after_saving_may_change_what_is_saved(backend: str) -> None:
@@ -388,7 +389,7 @@ def test_loading_leaves_the_given_state_dict_as_it_was(kind: type[Optimizer], ba
     for index, state in expected["state"].items():
         assert state.keys() == given["state"][index].keys()
         for key, value in state.items():
-            assert_same_bits(given["state"][index][key], value)
+            assert_same_bits(given["state"][index][key], value, f"{key} of parameter {index}")
 
 
 def test_the_profiler_names_every_step_and_zero_grad(backend: str) -> None:

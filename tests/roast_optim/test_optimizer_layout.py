@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from roast_optim import RoastAdamW
-from tests.roast_optim.comparison import SHAPES, Gradients, Pair
-from tests.roast_optim.layouts import transposed, unaligned, unchanged, with_gaps
+from tests.support.layouts import transposed, unaligned, unchanged, with_gaps
+from tests.support.optimizer_and_oracle import SHAPES, Gradients, OptimizerAndOracle
 
 MIB = 1 << 20
 
@@ -30,7 +30,7 @@ def test_the_layout_of_a_parameter_does_not_change_its_masks(
 ) -> None:
     """Elements are numbered in the contiguous parameter, wherever they lie in memory."""
     shapes = [*SHAPES, [(2, 3, 4, 5), (9, 7)]]
-    pair = Pair(
+    pair = OptimizerAndOracle(
         shapes, backend=backend, dtype=dtype, layout=layout, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=3
     )
     for _ in range(7):
@@ -44,7 +44,7 @@ def test_the_layout_of_a_parameter_does_not_change_its_masks(
 def test_the_layout_does_not_change_the_masks_of_several_chunks(
     layout: Callable[[Tensor], Tensor], backend: str
 ) -> None:
-    pair = Pair(
+    pair = OptimizerAndOracle(
         [[(611, 997)]], backend=backend, dtype=torch.float32, layout=layout, betas=(0.0, 0.9), alpha=0.6, beta=2.0
     )
     pair.step()
@@ -55,7 +55,9 @@ def test_the_layout_does_not_change_the_masks_of_several_chunks(
 
 
 def test_a_gradient_may_have_another_layout_than_its_parameter(backend: str) -> None:
-    pair = Pair([[(30, 40), (20, 6)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=1)
+    pair = OptimizerAndOracle(
+        [[(30, 40), (20, 6)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=1
+    )
     for _ in range(3):
         gradients = pair.gradients()
         pair.set_gradients(gradients)
@@ -72,7 +74,7 @@ def test_a_gradient_may_have_another_layout_than_its_parameter(backend: str) -> 
 
 def test_a_gradient_may_be_expanded_from_one_element(backend: str) -> None:
     """The gradient of a sum has stride zero."""
-    pair = Pair([[(30, 40)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=1)
+    pair = OptimizerAndOracle([[(30, 40)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=1)
     for _ in range(3):
         gradients: Gradients = [[pair.random.standard_normal(1).repeat(1200).reshape(30, 40)]]
         pair.set_gradients(gradients)
@@ -87,7 +89,7 @@ def test_a_gradient_may_be_expanded_from_one_element(backend: str) -> None:
 
 
 def test_state_has_the_shape_of_its_parameter(backend: str) -> None:
-    pair = Pair(backend=backend, refresh_every=1)
+    pair = OptimizerAndOracle(backend=backend, refresh_every=1)
     pair.step()
     pair.step()
     for parameters in pair.parameters:

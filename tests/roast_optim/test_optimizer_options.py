@@ -15,7 +15,7 @@ import torch
 
 from roast_optim import RoastAdamW
 from roast_optim.options import OPTIONS
-from tests.roast_optim.comparison import Pair
+from tests.support.optimizer_and_oracle import OptimizerAndOracle
 
 NAN, INF = float("nan"), float("inf")
 
@@ -77,7 +77,7 @@ def test_importance_every_beyond_refresh_every_is_refused() -> None:
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.0, 1e-6), (1.0, 1e6), (0, 1)])
 def test_limits_of_alpha_and_beta_are_legal(alpha: float, beta: float, backend: str) -> None:
-    pair = Pair([[(50,)]], backend=backend, betas=(0.0, 0.9), alpha=alpha, beta=beta, refresh_every=1)
+    pair = OptimizerAndOracle([[(50,)]], backend=backend, betas=(0.0, 0.9), alpha=alpha, beta=beta, refresh_every=1)
     for _ in range(3):
         pair.step()
         pair.assert_same_masks()
@@ -86,7 +86,7 @@ def test_limits_of_alpha_and_beta_are_legal(alpha: float, beta: float, backend: 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, Fraction])
 def test_alpha_and_beta_may_be_any_real_number(kind: Callable[[float], Any], backend: str) -> None:
-    pair = Pair([[(50,)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=1)
+    pair = OptimizerAndOracle([[(50,)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=1)
     params = pair.optimizer.param_groups.pop()["params"]
     pair.optimizer.add_param_group({"params": params, "alpha": kind(0.5), "beta": kind(2.0)})
     for _ in range(3):
@@ -145,7 +145,7 @@ def test_groups_hold_the_options_and_counters_of_the_contract() -> None:
 
 
 def test_a_scheduler_may_change_alpha_between_steps(backend: str) -> None:
-    pair = Pair([[(40, 5)]], backend=backend, betas=(0.0, 0.9), refresh_every=1)
+    pair = OptimizerAndOracle([[(40, 5)]], backend=backend, betas=(0.0, 0.9), refresh_every=1)
     for alpha in (0.9, 0.5, 0.1):
         pair.optimizer.param_groups[0]["alpha"] = pair.oracle.groups[0].alpha = alpha
         pair.step()
@@ -154,7 +154,7 @@ def test_a_scheduler_may_change_alpha_between_steps(backend: str) -> None:
 
 def test_capturable_gives_the_same_masks_and_the_same_values_up_to_rounding() -> None:
     """On the CPU it only keeps the step count beside the parameter; torch's own AdamW would refuse."""
-    pair = Pair(
+    pair = OptimizerAndOracle(
         backend="reference",
         dtype=torch.float32,
         betas=(0.0, 0.9),

@@ -12,11 +12,11 @@ import torch
 
 from roast_optim import RoastAdamW
 from tests.oracles import ranks
-from tests.roast_optim.comparison import Pair
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.optimizer_and_oracle import OptimizerAndOracle
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
-def counters(pair: Pair) -> list[tuple[int, int]]:
+def counters(pair: OptimizerAndOracle) -> list[tuple[int, int]]:
     return [(group["refreshes"], group["steps_since_refresh"]) for group in pair.optimizer.param_groups]
 
 
@@ -26,7 +26,7 @@ def repeat(times: int, action: Callable[[], None]) -> None:
 
 
 def test_ranks_are_refreshed_after_every_nth_step(backend: str) -> None:
-    pair = Pair([[(4, 5)], [(6,)]], backend=backend, refresh_every=3)
+    pair = OptimizerAndOracle([[(4, 5)], [(6,)]], backend=backend, refresh_every=3)
     seen = []
     for _ in range(7):
         pair.step()
@@ -37,7 +37,7 @@ def test_ranks_are_refreshed_after_every_nth_step(backend: str) -> None:
 
 
 def test_without_refresh_every_only_refresh_refreshes(backend: str) -> None:
-    pair = Pair(backend=backend)
+    pair = OptimizerAndOracle(backend=backend)
     for _ in range(5):
         pair.step()
     assert counters(pair) == [(0, 5), (0, 5)]
@@ -47,7 +47,7 @@ def test_without_refresh_every_only_refresh_refreshes(backend: str) -> None:
 
 
 def test_a_manual_refresh_restarts_the_count_to_the_next_one(backend: str) -> None:
-    pair = Pair(backend=backend, refresh_every=4)
+    pair = OptimizerAndOracle(backend=backend, refresh_every=4)
     for _ in range(3):
         pair.step()
     pair.refresh()
@@ -60,17 +60,17 @@ def test_a_manual_refresh_restarts_the_count_to_the_next_one(backend: str) -> No
 
 
 def test_steps_without_any_gradient_count_nothing(backend: str) -> None:
-    pair = Pair(backend=backend, refresh_every=2)
+    pair = OptimizerAndOracle(backend=backend, refresh_every=2)
     pair.step()
     before = snapshot(pair.optimizer)
     pair.optimizer.zero_grad()
     for _ in range(3):
         pair.optimizer.step()
-    assert_equal(before, snapshot(pair.optimizer))
+    assert_same_snapshots(before, snapshot(pair.optimizer))
 
 
 def test_steps_count_for_a_group_whose_parameters_had_no_gradient(backend: str) -> None:
-    pair = Pair([[(4,)], [(5,)]], backend=backend, refresh_every=2)
+    pair = OptimizerAndOracle([[(4,)], [(5,)]], backend=backend, refresh_every=2)
     for expected in ((0, 1), (1, 0)):
         gradients = pair.gradients()
         gradients[1] = [None]
@@ -80,7 +80,7 @@ def test_steps_count_for_a_group_whose_parameters_had_no_gradient(backend: str) 
 
 
 def test_a_parameter_without_gradient_is_ranked_with_importance_zero(backend: str) -> None:
-    pair = Pair([[(30,), (20,)]], backend=backend, refresh_every=2)
+    pair = OptimizerAndOracle([[(30,), (20,)]], backend=backend, refresh_every=2)
     for _ in range(2):
         gradients = pair.gradients()
         gradients[0][1] = None
@@ -95,7 +95,9 @@ def test_a_parameter_without_gradient_is_ranked_with_importance_zero(backend: st
 
 
 def test_a_parameter_frozen_during_the_first_epoch_is_fully_updated_until_it_is_ranked(backend: str) -> None:
-    pair = Pair([[(40,), (40,)]], backend=backend, alpha=0.9, beta=10.0, betas=(0.0, 0.9), refresh_every=2)
+    pair = OptimizerAndOracle(
+        [[(40,), (40,)]], backend=backend, alpha=0.9, beta=10.0, betas=(0.0, 0.9), refresh_every=2
+    )
     late = pair.parameters[0][1]
     late.requires_grad_(False)
     pair.oracle.groups[0].frozen = {1}
@@ -116,7 +118,7 @@ def test_a_parameter_frozen_during_the_first_epoch_is_fully_updated_until_it_is_
 
 
 def test_accumulation_starts_again_at_zero(backend: str) -> None:
-    pair = Pair(backend=backend, refresh_every=2)
+    pair = OptimizerAndOracle(backend=backend, refresh_every=2)
     for _ in range(2):
         pair.step()
     for state, _ in pair.states():
@@ -131,7 +133,7 @@ def test_accumulation_starts_again_at_zero(backend: str) -> None:
 
 @pytest.mark.parametrize("refresh_every", [None, 10])
 def test_importance_is_accumulated_at_every_kth_step_only(refresh_every: int | None, backend: str) -> None:
-    pair = Pair([[(6,)]], backend=backend, importance_every=3, refresh_every=refresh_every)
+    pair = OptimizerAndOracle([[(6,)]], backend=backend, importance_every=3, refresh_every=refresh_every)
     changed = []
     for _ in range(9):
         before = pair.states()[0][0].get("importance", torch.zeros(6)).clone()
@@ -142,7 +144,7 @@ def test_importance_is_accumulated_at_every_kth_step_only(refresh_every: int | N
 
 
 def test_ranks_do_not_change_between_refreshes(backend: str) -> None:
-    pair = Pair([[(20, 5)]], backend=backend, refresh_every=3)
+    pair = OptimizerAndOracle([[(20, 5)]], backend=backend, refresh_every=3)
     for _ in range(3):
         pair.step()
     codes = pair.states()[0][0]["rank_code"].clone()
@@ -157,7 +159,7 @@ def test_ranks_do_not_change_between_refreshes(backend: str) -> None:
 
 
 def test_a_refresh_with_nothing_accumulated_keeps_the_ranks_and_warns_once(backend: str) -> None:
-    pair = Pair([[(10,)]], backend=backend)
+    pair = OptimizerAndOracle([[(10,)]], backend=backend)
     pair.step()
     pair.refresh()
     pair.step()
@@ -172,18 +174,18 @@ def test_a_refresh_with_nothing_accumulated_keeps_the_ranks_and_warns_once(backe
 
 
 def test_an_optimizer_that_never_accumulated_anything_keeps_updating_everything(backend: str) -> None:
-    pair = Pair([[(10,)]], backend=backend, refresh_every=1, betas=(0.0, 0.9))
+    pair = OptimizerAndOracle([[(10,)]], backend=backend, refresh_every=1, betas=(0.0, 0.9))
     zero = np.zeros(10)
     with pytest.warns(UserWarning, match="importance") as caught:
         repeat(3, lambda: pair.step([[zero]]))
     assert len(caught) == 1
     assert counters(pair) == [(0, 0)]
     with pytest.warns(UserWarning, match="importance"):  # once per optimizer, not once per process
-        Pair([[(10,)]], backend=backend, refresh_every=1).step([[zero]])
+        OptimizerAndOracle([[(10,)]], backend=backend, refresh_every=1).step([[zero]])
 
 
 def test_importance_within_the_lowest_bin_counts_as_nothing_and_is_reset(backend: str) -> None:
-    pair = Pair([[(10,)]], backend=backend, refresh_every=2)
+    pair = OptimizerAndOracle([[(10,)]], backend=backend, refresh_every=2)
     tiny = np.full(10, 1e-21)
     with pytest.warns(UserWarning, match="importance"):
         repeat(2, lambda: pair.step([[tiny]]))
@@ -193,14 +195,14 @@ def test_importance_within_the_lowest_bin_counts_as_nothing_and_is_reset(backend
 
 
 def test_non_finite_gradients_alone_accumulate_nothing(backend: str) -> None:
-    pair = Pair([[(3,)]], backend=backend, refresh_every=1)
+    pair = OptimizerAndOracle([[(3,)]], backend=backend, refresh_every=1)
     with pytest.warns(UserWarning, match="importance"):
         pair.step([[np.array([np.nan, np.inf, -np.inf])]])
     assert counters(pair) == [(0, 0)]
 
 
 def test_nothing_to_select_means_no_refresh_and_no_warning(backend: str) -> None:
-    pair = Pair([[(10,)]], backend=backend, refresh_every=2, selective=False)
+    pair = OptimizerAndOracle([[(10,)]], backend=backend, refresh_every=2, selective=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(5):
@@ -212,7 +214,7 @@ def test_nothing_to_select_means_no_refresh_and_no_warning(backend: str) -> None
 
 
 def test_measuring_accumulates_importance_and_changes_and_counts_nothing_else(backend: str) -> None:
-    pair = Pair(backend=backend, refresh_every=3, amsgrad=True, weight_decay=0.1)
+    pair = OptimizerAndOracle(backend=backend, refresh_every=3, amsgrad=True, weight_decay=0.1)
     for _ in range(4):
         pair.step()
     before = snapshot(pair.optimizer)
@@ -223,11 +225,11 @@ def test_measuring_accumulates_importance_and_changes_and_counts_nothing_else(ba
     for parameters, (_, saved) in zip(pair.parameters, before, strict=True):
         for parameter, (_, state) in zip(parameters, saved, strict=True):
             state["importance"] = pair.optimizer.state[parameter]["importance"].clone()
-    assert_equal(before, snapshot(pair.optimizer))
+    assert_same_snapshots(before, snapshot(pair.optimizer))
 
 
 def test_measuring_before_training_gives_masks_to_the_first_step(backend: str) -> None:
-    pair = Pair(backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=4)
+    pair = OptimizerAndOracle(backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=2.0, refresh_every=4)
     for _ in range(3):
         pair.measure()
     assert all(state["step"].item() == 0 for state, _ in pair.states())
@@ -241,7 +243,7 @@ def test_measuring_before_training_gives_masks_to_the_first_step(backend: str) -
 
 
 def test_measuring_counts_every_step_whatever_importance_every(backend: str) -> None:
-    pair = Pair(backend=backend, importance_every=3)
+    pair = OptimizerAndOracle(backend=backend, importance_every=3)
     for _ in range(2):
         pair.measure()
     pair.assert_same_selection()
@@ -249,7 +251,7 @@ def test_measuring_counts_every_step_whatever_importance_every(backend: str) -> 
 
 
 def test_measuring_ends_with_its_block_even_after_an_error(backend: str) -> None:
-    pair = Pair([[(4,)]], backend=backend)
+    pair = OptimizerAndOracle([[(4,)]], backend=backend)
     with pytest.raises(KeyError), pair.optimizer.measure_importance():
         raise KeyError("from the loop")
     pair.step()
@@ -278,7 +280,7 @@ def test_measuring_calls_the_closure_and_returns_its_loss(backend: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"alpha": 0.3, "beta": 1.0}, {"selective": False}], ids=str)
 def test_a_group_added_in_the_middle_is_masked_from_the_next_refresh_on(options: dict[str, Any], backend: str) -> None:
-    pair = Pair(backend=backend, refresh_every=4, betas=(0.0, 0.9), alpha=0.5, beta=3.0)
+    pair = OptimizerAndOracle(backend=backend, refresh_every=4, betas=(0.0, 0.9), alpha=0.5, beta=3.0)
     for _ in range(6):
         pair.step()
     pair.add_group([(5, 6), (4,)], **options)
@@ -296,7 +298,7 @@ def test_a_group_added_in_the_middle_is_masked_from_the_next_refresh_on(options:
 
 def test_only_selective_groups_make_a_refresh_due(backend: str) -> None:
     """A selective group that comes later is refreshed after refresh_every steps of its own."""
-    pair = Pair([[(6,)]], backend=backend, selective=False, refresh_every=3)
+    pair = OptimizerAndOracle([[(6,)]], backend=backend, selective=False, refresh_every=3)
     for _ in range(2):
         pair.step()
     pair.add_group([(30,)], selective=True)
@@ -311,7 +313,7 @@ def test_only_selective_groups_make_a_refresh_due(backend: str) -> None:
 
 
 def test_a_first_step_with_zero_lr_and_zero_gradients_creates_state_and_counts_nothing(backend: str) -> None:
-    pair = Pair(backend=backend, lr=0.0, refresh_every=1, weight_decay=0.1)
+    pair = OptimizerAndOracle(backend=backend, lr=0.0, refresh_every=1, weight_decay=0.1)
     zero = [[np.zeros_like(g) for g in of_group if g is not None] for of_group in pair.gradients()]
     parameters = [p.detach().clone() for ps in pair.parameters for p in ps]
     with warnings.catch_warnings():
@@ -327,14 +329,14 @@ def test_a_first_step_with_zero_lr_and_zero_gradients_creates_state_and_counts_n
 
 
 def test_a_warm_up_step_with_zero_lr_counts(backend: str) -> None:
-    pair = Pair([[(4,)]], backend=backend, lr=0.0)
+    pair = OptimizerAndOracle([[(4,)]], backend=backend, lr=0.0)
     pair.step()
     assert counters(pair) == [(0, 1)]
     pair.assert_same_selection()
 
 
 def test_a_later_step_with_zero_lr_and_zero_gradients_counts(backend: str) -> None:
-    pair = Pair([[(4,)]], backend=backend, lr=0.0)
+    pair = OptimizerAndOracle([[(4,)]], backend=backend, lr=0.0)
     pair.step()
     pair.step([[np.zeros(4)]])
     assert counters(pair) == [(0, 2)]
@@ -342,7 +344,7 @@ def test_a_later_step_with_zero_lr_and_zero_gradients_counts(backend: str) -> No
 
 
 def test_a_first_step_with_zero_gradients_but_a_learning_rate_counts(backend: str) -> None:
-    pair = Pair([[(4,)]], backend=backend, lr=1e-3)
+    pair = OptimizerAndOracle([[(4,)]], backend=backend, lr=1e-3)
     pair.step([[np.zeros(4)]])
     assert counters(pair) == [(0, 1)]
     pair.assert_same_selection()

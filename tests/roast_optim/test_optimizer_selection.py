@@ -10,7 +10,7 @@ import torch
 
 from roast_optim import RoastAdamW
 from tests.oracles import philox, ranks
-from tests.roast_optim.comparison import Pair
+from tests.support.optimizer_and_oracle import OptimizerAndOracle
 
 STEPS, REFRESH_EVERY = 50, 14  # three refreshes, the last one eight steps before the end
 
@@ -45,7 +45,7 @@ GROUP_OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def assert_agrees_for_50_steps(pair: Pair) -> None:
+def assert_agrees_for_50_steps(pair: OptimizerAndOracle) -> None:
     for step in range(STEPS):
         gradients = pair.gradients()
         if step % 7 == 3:
@@ -58,7 +58,9 @@ def assert_agrees_for_50_steps(pair: Pair) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_agrees_with_the_oracle_in_float64(name: str, backend: str) -> None:
-    assert_agrees_for_50_steps(Pair(backend=backend, lr=1e-2, refresh_every=REFRESH_EVERY, **OPTIONS[name]))
+    assert_agrees_for_50_steps(
+        OptimizerAndOracle(backend=backend, lr=1e-2, refresh_every=REFRESH_EVERY, **OPTIONS[name])
+    )
 
 
 # In float32 the oracle's magnitudes are not those of the rounded parameters; see test_magnitude_ranks_the_parameters.
@@ -66,14 +68,16 @@ def test_agrees_with_the_oracle_in_float64(name: str, backend: str) -> None:
 def test_agrees_with_the_oracle_in_float32(name: str, backend: str) -> None:
     options = OPTIONS[name]
     assert_agrees_for_50_steps(
-        Pair(backend=backend, dtype=torch.float32, lr=1e-2, refresh_every=REFRESH_EVERY, **options)
+        OptimizerAndOracle(backend=backend, dtype=torch.float32, lr=1e-2, refresh_every=REFRESH_EVERY, **options)
     )
 
 
 @pytest.mark.parametrize("name", GROUP_OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_agrees_with_the_oracle_with_options_per_group(name: str, dtype: torch.dtype, backend: str) -> None:
-    pair = Pair(backend=backend, dtype=dtype, lr=1e-2, refresh_every=REFRESH_EVERY, group_options=GROUP_OPTIONS[name])
+    pair = OptimizerAndOracle(
+        backend=backend, dtype=dtype, lr=1e-2, refresh_every=REFRESH_EVERY, group_options=GROUP_OPTIONS[name]
+    )
     assert_agrees_for_50_steps(pair)
 
 
@@ -82,7 +86,7 @@ def test_agrees_with_the_oracle_with_options_per_group(name: str, dtype: torch.d
 )
 def test_masks_of_every_step_are_those_of_the_oracle(name: str, dtype: torch.dtype, backend: str) -> None:
     options = {**OPTIONS[name], "betas": (0.0, 0.99)}
-    pair = Pair(backend=backend, dtype=dtype, lr=1e-2, refresh_every=REFRESH_EVERY, **options)
+    pair = OptimizerAndOracle(backend=backend, dtype=dtype, lr=1e-2, refresh_every=REFRESH_EVERY, **options)
     for _ in range(STEPS):
         pair.step()
         pair.assert_same_masks()
@@ -91,7 +95,9 @@ def test_masks_of_every_step_are_those_of_the_oracle(name: str, dtype: torch.dty
 
 
 def test_masks_agree_on_a_parameter_of_several_chunks(backend: str) -> None:
-    pair = Pair([[(3, 211, 1_009)]], backend=backend, dtype=torch.float32, betas=(0.0, 0.9), alpha=0.6, beta=2.0)
+    pair = OptimizerAndOracle(
+        [[(3, 211, 1_009)]], backend=backend, dtype=torch.float32, betas=(0.0, 0.9), alpha=0.6, beta=2.0
+    )
     pair.step()
     pair.refresh()
     pair.step()
@@ -104,7 +110,7 @@ def test_masks_agree_on_a_parameter_of_several_chunks(backend: str) -> None:
 
 
 def test_an_element_that_is_not_kept_is_still_moved_by_momentum_and_weight_decay(backend: str) -> None:
-    pair = Pair([[(40, 50)]], backend=backend, lr=1e-2, weight_decay=0.1, alpha=0.6, beta=5.0)
+    pair = OptimizerAndOracle([[(40, 50)]], backend=backend, lr=1e-2, weight_decay=0.1, alpha=0.6, beta=5.0)
     pair.step()
     pair.refresh()
     parameter = pair.parameters[0][0]
@@ -123,7 +129,7 @@ def test_an_element_that_is_not_kept_is_still_moved_by_momentum_and_weight_decay
 
 def test_step_schedule_draws_anew_and_refresh_schedule_keeps_one_draw(backend: str) -> None:
     for schedule, differs in (("step", True), ("refresh", False)):
-        pair = Pair(
+        pair = OptimizerAndOracle(
             [[(50, 40)]],
             backend=backend,
             betas=(0.0, 0.9),
@@ -143,7 +149,9 @@ def test_step_schedule_draws_anew_and_refresh_schedule_keeps_one_draw(backend: s
 
 def test_seeds_give_different_masks_and_the_same_seed_the_same(backend: str) -> None:
     def last_mask(seed: int) -> torch.Tensor:
-        pair = Pair([[(50, 40)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=1.0, refresh_every=1, seed=seed)
+        pair = OptimizerAndOracle(
+            [[(50, 40)]], backend=backend, betas=(0.0, 0.9), alpha=0.5, beta=1.0, refresh_every=1, seed=seed
+        )
         pair.step()
         pair.step()
         return torch.ne(pair.optimizer.state[pair.parameters[0][0]]["exp_avg"], 0)
@@ -172,7 +180,7 @@ def test_every_group_draws_with_its_own_seed(backend: str) -> None:
 def test_global_random_state_plays_no_part(backend: str) -> None:
     import random
 
-    pair = Pair(backend=backend, refresh_every=2, importance="random")
+    pair = OptimizerAndOracle(backend=backend, refresh_every=2, importance="random")
     before = (torch.get_rng_state(), np.random.get_state(), random.getstate())
     for _ in range(5):
         pair.step()
@@ -185,7 +193,7 @@ def test_global_random_state_plays_no_part(backend: str) -> None:
 
     def parameters_after_steps(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        pair = Pair(backend=backend, refresh_every=2)
+        pair = OptimizerAndOracle(backend=backend, refresh_every=2)
         for _ in range(5):
             pair.step()
         return pair.parameters[0][0].detach()
@@ -225,7 +233,7 @@ def test_magnitude_beyond_float32_counts_as_the_largest(backend: str) -> None:
 
 def test_random_ranks_are_the_same_at_every_refresh_and_independent_of_gradients(backend: str) -> None:
     def codes(refreshes: int, seed: int) -> list[int]:
-        pair = Pair([[(20, 30)]], backend=backend, importance="random", refresh_every=1, seed=seed)
+        pair = OptimizerAndOracle([[(20, 30)]], backend=backend, importance="random", refresh_every=1, seed=seed)
         for _ in range(refreshes):
             pair.step()
         result: list[int] = pair.optimizer.state[pair.parameters[0][0]]["rank_code"].reshape(-1).tolist()

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from tests.oracles import philox
-from tests.roast_optim.comparison import Pair, Shapes
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.optimizer_and_oracle import OptimizerAndOracle, Shapes
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
 @pytest.mark.parametrize("mask_schedule", ["step", "refresh"])
 def test_shares_are_those_of_the_oracle(mask_schedule: str, backend: str) -> None:
     options: list[dict[str, Any]] = [{"alpha": 0.4, "beta": 2.0}, {"alpha": 0.7, "beta": 5.0}, {"selective": False}]
     shapes: Shapes = [[(20, 30), (50,)], [(10, 11)], [(7,)]]
-    pair = Pair(shapes, backend=backend, group_options=options, refresh_every=3, mask_schedule=mask_schedule)
+    pair = OptimizerAndOracle(
+        shapes, backend=backend, group_options=options, refresh_every=3, mask_schedule=mask_schedule
+    )
     for _ in range(5):
         pair.step()
     stats = pair.optimizer.selection_stats()
@@ -41,7 +43,7 @@ def test_shares_are_those_of_the_oracle(mask_schedule: str, backend: str) -> Non
 
 
 def test_before_the_first_refresh_everything_is_kept(backend: str) -> None:
-    pair = Pair(backend=backend)
+    pair = OptimizerAndOracle(backend=backend)
     for _ in range(2):
         stats = pair.optimizer.selection_stats()
         for shares in (stats, *stats["groups"]):
@@ -50,7 +52,7 @@ def test_before_the_first_refresh_everything_is_kept(backend: str) -> None:
 
 
 def test_after_a_refresh_and_before_a_step_there_is_no_realised_share_yet(backend: str) -> None:
-    pair = Pair([[(50,)]], backend=backend, alpha=0.5, refresh_every=1)
+    pair = OptimizerAndOracle([[(50,)]], backend=backend, alpha=0.5, refresh_every=1)
     pair.step()
     stats = pair.optimizer.selection_stats()
     assert 0 < stats["expected_share"] < 1
@@ -58,7 +60,9 @@ def test_after_a_refresh_and_before_a_step_there_is_no_realised_share_yet(backen
 
 
 def test_a_group_that_becomes_selective_is_kept_whole_until_it_is_ranked(backend: str) -> None:
-    pair = Pair([[(40,)], [(7,)]], backend=backend, group_options=[{}, {"selective": False}], refresh_every=1)
+    pair = OptimizerAndOracle(
+        [[(40,)], [(7,)]], backend=backend, group_options=[{}, {"selective": False}], refresh_every=1
+    )
     pair.step()
     pair.optimizer.param_groups[1]["selective"] = True
     stats = pair.optimizer.selection_stats()
@@ -67,9 +71,9 @@ def test_a_group_that_becomes_selective_is_kept_whole_until_it_is_ranked(backend
 
 
 def test_statistics_change_nothing(backend: str) -> None:
-    pair = Pair(backend=backend, refresh_every=2)
+    pair = OptimizerAndOracle(backend=backend, refresh_every=2)
     for _ in range(3):
         pair.step()
     before = snapshot(pair.optimizer)
     pair.optimizer.selection_stats()
-    assert_equal(before, snapshot(pair.optimizer))
+    assert_same_snapshots(before, snapshot(pair.optimizer))

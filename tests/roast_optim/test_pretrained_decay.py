@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from roast_optim import RoastAdamW
-from tests.roast_optim.comparison import Pair
-from tests.roast_optim.snapshot import assert_same_bits
+from tests.support.optimizer_and_oracle import OptimizerAndOracle
+from tests.support.snapshot import assert_same_bits
 
 VARIANTS = [
     {"pretrained_decay": 0.5},
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {"lr": 0.1, "alpha": 0.6, "beta": 3.0, "refresh_every"
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_training_follows_the_oracle(variant: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
-    pair = Pair(backend=backend, dtype=dtype, **OPTIONS, **variant)
+    pair = OptimizerAndOracle(backend=backend, dtype=dtype, **OPTIONS, **variant)
     for _ in range(8):
         pair.step()
         pair.assert_same_selection()
@@ -55,10 +55,10 @@ def states(optimizer: RoastAdamW) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("by", ["uniform", "rank"])
 def test_it_changes_no_mask_and_no_moment(by: str, backend: str) -> None:
     without, with_decay = trained(backend), trained(backend, pretrained_decay=0.5, pretrained_decay_by=by)
-    for state, other in zip(states(without), states(with_decay), strict=True):
+    for i, (state, other) in enumerate(zip(states(without), states(with_decay), strict=True)):
         assert set(other) - set(state) == {"pretrained"}
         for name, tensor in state.items():
-            assert_same_bits(other[name], tensor)
+            assert_same_bits(other[name], tensor, f"{name} of parameter {i}")
 
 
 def test_it_keeps_what_the_parameters_were_when_their_state_was_made(backend: str) -> None:
@@ -117,9 +117,9 @@ def test_masks_of_the_update_leave_the_moments_whole_and_unmoved_elements_to_the
     assert 0 < share < 1
     stayed = [param.detach() == old for param, old in zip(masked.param_groups[0]["params"], before, strict=True)]
     assert sum(int(same.sum()) for same in stayed) == round((1 - share) * sum(old.numel() for old in before))
-    for state, other in zip(states(masked), states(whole), strict=True):
+    for i, (state, other) in enumerate(zip(states(masked), states(whole), strict=True)):
         for name in ("exp_avg", "exp_avg_sq"):
-            assert_same_bits(state[name], other[name])
+            assert_same_bits(state[name], other[name], f"{name} of parameter {i}")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.roast_optim.random_training import Plan, RandomTraining, plans
 from tests.support.devices import BACKENDS, SLOW_BACKENDS
+from tests.support.random_training import Plan, RandomTraining, plans
 
 EXAMPLES = settings.default.max_examples  # type: ignore[union-attr]
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

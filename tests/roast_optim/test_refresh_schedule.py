@@ -13,7 +13,7 @@ import torch
 from roast_optim import RoastAdamW
 from roast_optim.options import RoastOptions
 from tests.models import ARCHITECTURES
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
 def make(**options: Any) -> RoastAdamW:
@@ -45,7 +45,7 @@ def test_the_schedule_goes_on_from_a_checkpoint() -> None:
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.param_groups[0]["params"][0].data.copy_(first.param_groups[0]["params"][0])
     assert take(first, 200) == take(second, 200) == [28, 156]
-    assert_equal(snapshot(second), snapshot(first))
+    assert_same_snapshots(snapshot(second), snapshot(first))
 
 
 def test_measured_importance_counts_as_the_first_ranks() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from roast_optim import RoastAdamW
 from roast_optim.importance import percentile_ranks
-from tests.roast_optim.snapshot import assert_same_bits
+from tests.support.snapshot import assert_same_bits
 
 HALF = (torch.bfloat16, torch.float16)
 half_dtypes = pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -78,9 +78,9 @@ def test_it_changes_no_mask_and_no_importance(dtype: torch.dtype, backend: str) 
             param.grad = torch.randn(3000, generator=generator).to(dtype)
             optimizer.step()
         state = optimizer.state[param]
-        found.append((state["exp_avg"] != 0, state["importance"], state["rank_code"]))
-    for tensor, expected in zip(found[1], found[0], strict=True):
-        assert_same_bits(tensor, expected)
+        found.append({"mask": state["exp_avg"] != 0, **{name: state[name] for name in ("importance", "rank_code")}})
+    for name, expected in found[0].items():
+        assert_same_bits(found[1][name], expected, name)
 
 
 @pytest.mark.parametrize("mask_schedule", ["step", "refresh"])
@@ -104,7 +104,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(backend: str) -> None:
     loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert_same_bits(train(twin, loaded, 5), train(param, optimizer, 5))
     for name, tensor in optimizer.state[param].items():
-        assert_same_bits(loaded.state[twin][name], tensor)
+        assert_same_bits(loaded.state[twin][name], tensor, name)
 
 
 @pytest.mark.parametrize(

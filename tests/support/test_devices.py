@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from roast_optim.kernels import reference
-from tests.roast_optim.layouts import LAYOUTS
 from tests.support import devices
 from tests.support.devices import CPU, DEVICE, BackendOnDevice, Places, differentiably_placed, placed
 from tests.support.differences import units_apart
+from tests.support.layouts import LAYOUTS
 from tests.support.steps import OPTIONAL, assert_same_tensors, random_step, selection
 
 ROOT = Path(__file__).parents[2]

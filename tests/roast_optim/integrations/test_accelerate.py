@@ -20,7 +20,7 @@ from tests.roast_optim.integrations.loops import (
     parameters_of,
     plain_loop,
 )
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 # More batches than steps, so that Accelerate does not end the accumulation early at the end of the loader.
 LOADERS: dict[int, list[dict[str, Tensor]]] = {
@@ -61,7 +61,7 @@ def with_scaler(scale: float) -> Accelerator:
 def test_the_loop_equals_the_plain_one_bit_for_bit(accumulation: int) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     expected = plain_loop(halves) if accumulation == 2 else plain_loop()
-    assert_equal(snapshot(loop(accelerator, accumulation)), snapshot(expected))
+    assert_same_snapshots(snapshot(loop(accelerator, accumulation)), snapshot(expected))
 
 
 def test_the_state_of_accelerate_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_state_of_accelerate_resumes_bit_for_bit(tmp_path: Path) -> None:
     resumed.prepare(model, optimizer)
     resumed.load_state(str(tmp_path))
     plain_loop(first=3, trained=(model, optimizer))
-    assert_equal(snapshot(optimizer), snapshot(plain_loop()))
+    assert_same_snapshots(snapshot(optimizer), snapshot(plain_loop()))
 
 
 def test_bfloat16_autocast_trains_with_float32_losses() -> None:
@@ -100,7 +100,7 @@ def test_a_step_that_the_scaler_skips_changes_nothing_and_is_visible() -> None:
         prepared.zero_grad()
         skipped.append(accelerator.optimizer_step_was_skipped)
         if step == 1:
-            assert_equal(snapshot(optimizer), before)
+            assert_same_snapshots(snapshot(optimizer), before)
             accelerator.scaler.update(2.0**10)
     assert skipped == [True, True, False]
     assert optimizer.param_groups[0]["steps_since_refresh"] == 1

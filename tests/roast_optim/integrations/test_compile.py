@@ -15,7 +15,7 @@ from roast_optim import AdversarialEmbedding, RoastAdamW
 from roast_optim.integrations.huggingface import RoastConfig, RoastTrainer
 from tests.models import ARCHITECTURES
 from tests.roast_optim.integrations.loops import batch, model_and_optimizer
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -107,4 +107,4 @@ def test_a_compiled_step_compiles_once_and_equals_the_eager_one(backend: str) ->
         snapshots.append(snapshot(optimizer))
     for (options, parameters), (expected_options, expected_parameters) in zip(*snapshots, strict=True):
         assert options.pop("lr").equal(expected_options.pop("lr"))
-        assert_equal([(options, parameters)], [(expected_options, expected_parameters)])
+        assert_same_snapshots([(options, parameters)], [(expected_options, expected_parameters)])

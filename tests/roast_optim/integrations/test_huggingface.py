@@ -18,7 +18,7 @@ from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
 from roast_optim.integrations.callbacks import UpdatedShare
 from roast_optim.integrations.huggingface import RoastCallback, RoastConfig, RoastTrainer
 from tests.models import ARCHITECTURES
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 SAMPLES = 12
 CONFIG = RoastConfig(refresh_every=None, alpha=0.5, beta=5.0, consistency_weight=0.5, backend="reference")
@@ -165,7 +165,7 @@ def test_a_second_model_from_model_init_gets_its_own_optimizer_and_adversary(tmp
     trainer.train()
     first = snapshot(roast_of(trainer))
     trainer.train()
-    assert_equal(snapshot(roast_of(trainer)), first)
+    assert_same_snapshots(snapshot(roast_of(trainer)), first)
 
 
 def test_a_second_training_logs_what_a_first_one_would(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_training_resumes_bit_for_bit(tmp_path: Path, step: int, refresh_every: 
     trained(tmp_path / "half", **options)
     resumed = trained(tmp_path / "half", **options, resume=str(tmp_path / "half" / f"checkpoint-{step}"))
     assert resumed.state.global_step == whole.state.global_step == 6
-    assert_equal(snapshot(roast_of(resumed)), snapshot(roast_of(whole)))
+    assert_same_snapshots(snapshot(roast_of(resumed)), snapshot(roast_of(whole)))
 
 
 def test_training_resumes_bit_for_bit_from_the_checkpoint_of_an_epoch(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_training_resumes_bit_for_bit_from_the_checkpoint_of_an_epoch(tmp_path: 
     resumed = trained(
         tmp_path / "half", **options, save_strategy="epoch", resume=str(tmp_path / "half" / "checkpoint-2")
     )
-    assert_equal(snapshot(roast_of(resumed)), snapshot(roast_of(whole)))
+    assert_same_snapshots(snapshot(roast_of(resumed)), snapshot(roast_of(whole)))
 
 
 # ------------------------------------------------------------------------------------------------------------- callback

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from roast_optim import AdversarialEmbedding, RoastAdamW
 from roast_optim.integrations.lightning import RoastCallback
 from tests.roast_optim.integrations.loops import MAX_NORM, STEPS, batch, halves, model_and_optimizer, plain_loop
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
 class Module(LightningModule):
@@ -75,7 +75,7 @@ def test_closure_based_steps_equal_the_plain_loop_bit_for_bit(accumulation: int)
     parts = [part for step in range(STEPS) for part in (halves(step) if accumulation == 2 else [batch(step)])]
     fit(module, parts, accumulate_grad_batches=accumulation)
     expected = plain_loop(halves) if accumulation == 2 else plain_loop()
-    assert_equal(snapshot(module.optimizer), snapshot(expected))
+    assert_same_snapshots(snapshot(module.optimizer), snapshot(expected))
 
 
 def test_the_callback_refreshes_at_the_end_of_every_epoch_and_logs_the_share() -> None:
@@ -104,7 +104,7 @@ def test_training_resumes_bit_for_bit(tmp_path: Path, step: int) -> None:
 
     whole = trained()
     resumed = trained(tmp_path / f"step={step}.ckpt")
-    assert_equal(snapshot(resumed), snapshot(whole))
+    assert_same_snapshots(snapshot(resumed), snapshot(whole))
 
 
 def test_a_step_skipped_by_the_scaler_changes_nothing() -> None:
@@ -112,7 +112,7 @@ def test_a_step_skipped_by_the_scaler_changes_nothing() -> None:
     before = snapshot(module.optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     fit(module, [batch(0), batch(1)], plugins=MixedPrecision("16-mixed", "cpu", scaler))
-    assert_equal(snapshot(module.optimizer), before)
+    assert_same_snapshots(snapshot(module.optimizer), before)
     assert scaler.get_scale() == 2.0**118
 
 

@@ -14,7 +14,7 @@ from roast_optim import AdversarialEmbedding, RoastAdamW
 from roast_optim.integrations.huggingface import RoastConfig, RoastTrainer
 from tests.models import ARCHITECTURES
 from tests.roast_optim.integrations.loops import MAX_NORM, STEPS, batch, model_and_optimizer, parameters_of, plain_loop
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
 def scaled_loop(scaler: torch.amp.GradScaler, autocast: torch.dtype | None = None, **options: Any) -> RoastAdamW:
@@ -33,7 +33,7 @@ def scaled_loop(scaler: torch.amp.GradScaler, autocast: torch.dtype | None = Non
 
 
 def test_a_scaler_changes_nothing_where_nothing_overflows() -> None:
-    assert_equal(snapshot(scaled_loop(torch.amp.GradScaler("cpu", init_scale=2.0**8))), snapshot(plain_loop()))
+    assert_same_snapshots(snapshot(scaled_loop(torch.amp.GradScaler("cpu", init_scale=2.0**8))), snapshot(plain_loop()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -89,10 +89,10 @@ def test_a_step_skipped_for_infinite_gradients_changes_nothing_and_lowers_the_sc
     gradient[0, 0] = torch.inf
     scaler.step(optimizer)
     scaler.update()
-    assert_equal(snapshot(optimizer), before)
+    assert_same_snapshots(snapshot(optimizer), before)
     assert scaler.get_scale() == 2.0**15
     optimizer.zero_grad()
-    assert_equal(snapshot(plain_loop(first=3, trained=(model, optimizer))), snapshot(plain_loop()))
+    assert_same_snapshots(snapshot(plain_loop(first=3, trained=(model, optimizer))), snapshot(plain_loop()))
 
 
 @pytest.mark.parametrize("state_dtype", [None, torch.float32])
@@ -114,7 +114,7 @@ def test_bfloat16_parameters_keep_the_dtypes_of_their_state_through_a_checkpoint
     resumed[0].load_state_dict(checkpoint["model"])
     resumed[1].load_state_dict(checkpoint["optimizer"])
     plain_loop(first=3, trained=resumed)
-    assert_equal(snapshot(resumed[1]), snapshot(whole[1]))
+    assert_same_snapshots(snapshot(resumed[1]), snapshot(whole[1]))
     for group in resumed[1].param_groups:
         for parameter in group["params"]:
             state = resumed[1].state[parameter]
@@ -142,4 +142,4 @@ def test_the_trainer_resumes_bit_for_bit(tmp_path: Path, precision: dict[str, An
 
     whole = trained(tmp_path)
     resumed = trained(tmp_path, resume=str(tmp_path / "checkpoint-4"))
-    assert_equal(snapshot(resumed.optimizer), snapshot(whole.optimizer))
+    assert_same_snapshots(snapshot(resumed.optimizer), snapshot(whole.optimizer))

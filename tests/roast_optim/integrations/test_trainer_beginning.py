@@ -18,7 +18,7 @@ from roast_optim.integrations.huggingface import RoastCallback, RoastConfig, Roa
 from roast_optim.integrations.trainer_checkpoint import PlainTrainerCheckpoint
 from tests.models import ARCHITECTURES
 from tests.roast_optim.integrations.test_huggingface import arguments, roast_of, rows
-from tests.roast_optim.snapshot import assert_equal, snapshot
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
 def trainer_of(folder: Path, roast: Any = None, *, kind: Any = RoastTrainer, own: Any = None, **options: Any) -> Any:
@@ -104,7 +104,7 @@ def test_measuring_takes_no_more_steps_than_training_and_is_not_repeated_on_resu
     resumed = trainer_of(tmp_path, config, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert calls[4:] == [1]
-    assert_equal(snapshot(roast_of(resumed)), snapshot(roast_of(whole)))
+    assert_same_snapshots(snapshot(roast_of(resumed)), snapshot(roast_of(whole)))
 
 
 # -------------------------------------------------------------------------------------------------------------- options

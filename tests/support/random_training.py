@@ -1,4 +1,4 @@
-"""Random trainings: parameters, options and a sequence of operations, drawn by hypothesis and done to a `Pair`."""
+"""Random trainings: parameters, options and operations, drawn by hypothesis, of the optimizer and of its oracle."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from roast_optim import RoastAdamW
 from roast_optim.kernels.step import STATE_TENSORS
 from tests.oracles.roast_adamw import Group
-from tests.roast_optim.comparison import Gradients, Pair
-from tests.roast_optim.layouts import LAYOUTS
-from tests.roast_optim.snapshot import assert_equal, snapshot
 from tests.support.devices import DEVICE
+from tests.support.layouts import LAYOUTS
+from tests.support.optimizer_and_oracle import Gradients, OptimizerAndOracle
+from tests.support.snapshot import assert_same_snapshots, snapshot
 
 Shape = tuple[int, ...]
 GRADIENT_KINDS = ["ordinary", "ordinary", "some missing", "zero", "tiny", "huge", "not finite"]
@@ -133,7 +133,7 @@ class RandomTraining:
         layouts = itertools.cycle(plan.layouts)
         half = plan.dtype in (torch.bfloat16, torch.float16)
         self.options = {**plan.options, **({"state_dtype": torch.float32} if half else {"stochastic_rounding": False})}
-        self.pair = Pair(
+        self.pair = OptimizerAndOracle(
             [shapes for shapes, _ in plan.groups],
             backend=backend,
             dtype=plan.dtype,
@@ -178,7 +178,7 @@ class RandomTraining:
         before = snapshot(self.pair.optimizer)
         self.pair.set_gradients(self.gradients("not finite"))
         self.pair.optimizer.zero_grad()
-        assert_equal(snapshot(self.pair.optimizer), before)
+        assert_same_snapshots(snapshot(self.pair.optimizer), before)
 
     def add_group(self, group: tuple[list[Shape], dict[str, Any]]) -> None:
         self.pair.add_group(group[0], **group[1])
@@ -201,12 +201,12 @@ class RandomTraining:
             for parameter, twin in zip(parameters, twins_of_group, strict=True):
                 for name in STATE_TENSORS.keys() - old.state.get(parameter, {}).keys():
                     self.pair.optimizer.state.get(twin, {}).pop(name, None)
-        assert_equal(snapshot(self.pair.optimizer), snapshot(old))
+        assert_same_snapshots(snapshot(self.pair.optimizer), snapshot(old))
 
     def copy(self, how: str) -> None:
         old = self.pair.optimizer
         copied = copy.deepcopy(old) if how == "deepcopy" else pickle.loads(pickle.dumps(old))
-        assert_equal(snapshot(copied), snapshot(old))
+        assert_same_snapshots(snapshot(copied), snapshot(old))
         self.pair.optimizer = copied
 
     def set_option(self, number: int, name: str, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +15,7 @@ from roast_optim import RoastAdamW
 from roast_optim.options import OPTIONS
 from tests.oracles.roast_adamw import Group, ParameterState, RoastAdamWOracle
 from tests.support.devices import CPU, Places
+from tests.support.differences import first_difference
 
 Shapes = Sequence[Sequence[tuple[int, ...]]]
 Gradients = list[list[npt.NDArray[np.floating] | None]]
@@ -25,7 +26,7 @@ _GROUP_OPTIONS = tuple(field.name for field in fields(Group))
 _ORACLE_OPTIONS = tuple(field.name for field in fields(RoastAdamWOracle) if field.name in OPTIONS)
 
 
-class Pair:
+class OptimizerAndOracle:
     """The optimizer and the oracle with equal parameters, one list of shapes and one dictionary of options per group.
 
     `layout` turns a new tensor into the one, of the same values, that is placed on `device` and becomes the parameter.
@@ -112,42 +113,46 @@ class Pair:
 
     def assert_same_selection(self) -> None:
         """Importance, rank codes and counters are equal exactly."""
-        for group, oracle_group in zip(self.optimizer.param_groups, self.oracle.groups, strict=True):
-            assert group["refreshes"] == oracle_group.refreshes
-            assert group["steps_since_refresh"] == oracle_group.steps_since_refresh
-            for parameter, expected in zip(group["params"], oracle_group.states, strict=True):
-                state = self.optimizer.state.get(parameter, {})
-                assert bool(state) == (expected is not None)
-                if expected is None:
-                    continue
-                assert state["step"].item() == expected.step
-                if group["selective"] and "importance" not in state:
-                    assert not expected.importance.any()  # the group has become selective since its last gradient
-                elif group["selective"]:
-                    importance = state["importance"].float().cpu().numpy()
-                    np.testing.assert_array_equal(importance, expected.importance)
-                    if group["refreshes"]:  # before the first refresh no rank code means anything
-                        np.testing.assert_array_equal(state["rank_code"].cpu().numpy(), expected.rank_code)
+        for number, (group, of_oracle) in enumerate(zip(self.optimizer.param_groups, self.oracle.groups, strict=True)):
+            for counter in ("refreshes", "steps_since_refresh"):
+                assert group[counter] == getattr(of_oracle, counter), f"{counter} of group {number}"
+        for where, group, state, _, expected in self._compared():
+            assert bool(state) == (expected is not None), f"state of {where}"
+            if expected is None:
+                continue
+            assert state["step"].item() == expected.step, f"step of {where}"
+            if group["selective"] and "importance" not in state:
+                # The group has become selective since its last gradient.
+                assert not expected.importance.any(), f"importance of {where}"
+            elif group["selective"]:
+                assert_same_numbers(f"importance of {where}", state["importance"].float(), expected.importance)
+                if group["refreshes"]:  # before the first refresh no rank code means anything
+                    assert_same_numbers(f"rank_code of {where}", state["rank_code"], expected.rank_code)
 
     def assert_same_masks(self) -> None:
         """The masks of the last step are equal exactly; needs beta1 = 0, whose first moment is the masked gradient."""
-        for group, oracle_group, masks in zip(
-            self.optimizer.param_groups, self.oracle.groups, self.oracle.kept, strict=True
-        ):
+        masks = [mask for of_group in self.oracle.kept for mask in of_group]
+        for (where, group, state, _, expected), mask in zip(self._compared(), masks, strict=True):
             assert group["betas"][0] == 0
-            for parameter, expected, mask in zip(group["params"], oracle_group.states, masks, strict=True):
-                if expected is not None:
-                    kept = self.optimizer.state[parameter]["exp_avg"].cpu().numpy() != 0
-                    np.testing.assert_array_equal(kept, np.ones(kept.shape, bool) if mask is None else mask)
+            if expected is not None:
+                kept = state["exp_avg"] != 0
+                whole = np.ones(tuple(kept.shape), bool)
+                assert_same_numbers(f"mask of {where}", kept, whole if mask is None else mask)
 
     def assert_close(self) -> None:
         """Parameters agree to 1e-10 (float64), or 1e-5 of the largest parameter (float32)."""
         arrays = [array for group in self.oracle.groups for array in group.parameters]
         largest = max((float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in arrays), default=0.0)
         tolerance = 1e-10 if self.dtype == torch.float64 else 1e-5 * largest
-        for parameters, group in zip(self.parameters, self.oracle.groups, strict=True):
-            for parameter, expected in zip(parameters, group.parameters, strict=True):
-                np.testing.assert_allclose(parameter.detach().cpu().double().numpy(), expected, rtol=0, atol=tolerance)
+        for (where, _, _, parameter, _), expected in zip(self._compared(), arrays, strict=True):
+            assert_same_numbers(where, parameter.detach().double(), expected, tolerance)
+
+    def _compared(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Tensor], Tensor, ParameterState | None]]:
+        """Of every parameter: which one it is in words, its group, its state, itself, and the oracle's state."""
+        for number, (group, of_oracle) in enumerate(zip(self.optimizer.param_groups, self.oracle.groups, strict=True)):
+            for i, (parameter, expected) in enumerate(zip(group["params"], of_oracle.states, strict=True)):
+                state = self.optimizer.state.get(parameter, {})
+                yield f"parameter {i} of group {number}", group, state, parameter, expected
 
     def _gradient(self, scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         sign = self.random.choice([-1.0, 1.0], scale.shape)
@@ -159,3 +164,9 @@ class Pair:
         parameters = [torch.nn.Parameter(Places(self.device).of(self.layout(value))) for value in values]
         arrays = [value.double().numpy().copy() for value in values]
         return {"params": parameters, **options}, Group(arrays, **{**self.group_defaults, **options})
+
+
+def assert_same_numbers(what: str, actual: Tensor, expected: npt.NDArray[Any], tolerance: float = 0.0) -> None:
+    """A tensor holds the numbers of an array, to the tolerance; says ``what`` differs, and where first."""
+    difference = first_difference(actual.cpu(), torch.from_numpy(np.asarray(expected)), tolerance)
+    assert difference is None, f"{what}: {difference}"

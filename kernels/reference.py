@@ -25,7 +25,7 @@ from .step import (
     next_count,
 )
 
-CHUNK = 1 << 18  # elements; a multiple of four, so that chunks of a whole parameter begin with a fresh Philox block
+CHUNK = 1 << 18  # elements; a multiple of eight, so that chunks of a whole parameter begin with a fresh Philox block
 
 Word = int | Tensor  # 32 bits, as a Python int or in an int64 tensor
 
@@ -82,37 +82,49 @@ def philox4x32(
 
 
 def draw_words(
-    position: Position,
-    start: int,
-    count: int,
-    *,
-    seed: int,
-    draw_number: Word,
-    device: torch.device,
-    purpose: int = FOR_MASKS,
+    position: Position, start: int, count: int, *, seed: int, draw_number: Word, device: torch.device
 ) -> Tensor:
-    """The random words of local elements ``start .. start + count - 1``, int64 ``[count]``.
+    """The random words for the masks of local elements ``start .. start + count - 1``, int64 ``[count]``.
 
-    Element e of the whole parameter takes word ``e % 4`` of the block with counter (e // 4, parameter id, draw number);
-    the 64 bits of e // 4 hold the ``purpose`` too.
+    Element e of the whole parameter takes word ``e % 4`` of the block with counter (e // 4, parameter id, draw number).
     """
-    key = (seed & _MASK, seed >> 32)
+    return _drawn(FOR_MASKS, position, start, count, seed, draw_number, device)
+
+
+def draw_halves(
+    position: Position, start: int, count: int, *, seed: int, draw_number: Word, device: torch.device
+) -> Tensor:
+    """Numbers in [0, 2**16) for the rounding of local elements ``start .. start + count - 1``, int64 ``[count]``.
+
+    Element e of the whole parameter takes half ``e % 8`` of the block with counter (e // 8, parameter id, draw number),
+    the lower half of each word first; so a block serves twice as many elements as for masks. The highest of the 64 bits
+    of e // 8 is set.
+    """
+    return _drawn(FOR_ROUNDING, position, start, count, seed, draw_number, device)
+
+
+def _drawn(
+    purpose: int, position: Position, start: int, count: int, seed: int, draw_number: Word, device: torch.device
+) -> Tensor:
+    key, size = (seed & _MASK, seed >> 32), 4 if purpose == FOR_MASKS else 8
     first, inner, stride = position.first_index, position.inner_length, position.outer_stride
     (row, column), (last_row, last_column) = divmod(start, inner), divmod(start + max(count, 1) - 1, inner)
-    wide = first + last_row * stride + last_column >= 1 << 34  # block numbers beyond 32 bits
-    if row == last_row:  # one run of neighbours in the whole parameter: four of them share a block
+    wide = first + last_row * stride + last_column >= size << 32  # block numbers beyond 32 bits
+    if row == last_row:  # one run of neighbours in the whole parameter: as many as ``size`` share a block
         begin = first + row * stride + column
-        blocks = torch.arange(begin // 4, (begin + count + 3) // 4, device=device)
+        blocks = torch.arange(begin // size, -(-(begin + count) // size), device=device)
     else:
         local = torch.arange(start, start + count, device=device)
         elements = first + local.div(inner, rounding_mode="floor") * stride + local % inner
-        blocks = elements >> 2
+        blocks = elements // size
     upper = (blocks >> 32) | purpose if wide else purpose
     counter = (blocks & _MASK, upper, position.parameter_id, draw_number)
-    words = torch.stack([torch.as_tensor(word, device=device) for word in philox4x32(counter, key)], dim=1)
+    drawn = torch.stack([torch.as_tensor(word, device=device) for word in philox4x32(counter, key)], dim=1)
+    if purpose == FOR_ROUNDING:
+        drawn = torch.stack([drawn & 0xFFFF, drawn >> 16], dim=2).flatten(1)
     if row == last_row:
-        return words.view(-1)[begin % 4 : begin % 4 + count]
-    return words.gather(1, (elements & 3).unsqueeze(1)).squeeze(1)
+        return drawn.view(-1)[begin % size : begin % size + count]
+    return drawn.gather(1, (elements % size).unsqueeze(1)).squeeze(1)
 
 
 def kept(rank_code: Tensor, words: Tensor, thresholds: Tensor) -> Tensor:
@@ -170,11 +182,12 @@ def is_narrow(tensor: Tensor) -> bool:
 
 
 class RoundingBits(NamedTuple):
-    """Random numbers in [0, 2**16), one per element: the halves of its word.
+    """Random numbers in [0, 2**16), made of the one that is drawn for each element (:func:`draw_halves`).
 
     Attributes:
-        parameter: the upper half, for the parameter.
-        state: the lower half, for all of its state; so the parameter's rounding does not depend on the moments'.
+        parameter: that number, for the parameter.
+        state: the same with its bytes exchanged, for all of its state. So the parameter's rounding hardly depends on
+            that of the moments: the probability of any two of their outcomes together is off by 2**-8 at most.
     """
 
     parameter: Tensor
@@ -282,16 +295,10 @@ def _rounds(row: StepRow, options: StepOptions) -> bool:
 def _rounding_bits(
     position: Position, start: int, grad: Tensor, draw_number: Word, options: StepOptions
 ) -> RoundingBits:
-    words = draw_words(
-        position,
-        start,
-        grad.numel(),
-        seed=options.rounding_seed,
-        draw_number=draw_number,
-        device=grad.device,
-        purpose=FOR_ROUNDING,
+    drawn = draw_halves(
+        position, start, grad.numel(), seed=options.rounding_seed, draw_number=draw_number, device=grad.device
     ).view(grad.shape)
-    return RoundingBits(words >> 16, words & 0xFFFF)
+    return RoundingBits(drawn, (drawn & 0xFF) << 8 | drawn >> 8)
 
 
 def _pretrained_decay(options: StepOptions, chunk: dict[str, Tensor]) -> float | Tensor:

@@ -77,8 +77,8 @@ inline bool any(I32 condition) {
 #endif
 }
 
-// The upper half of one of the two nearest numbers, up with the probability of 16 random bits that are added below the last digit. What
-// is beyond the largest number, or not finite, is rounded to nearest.
+// The upper half of one of the two nearest numbers: 16 random bits are added below the last digit. What is beyond the
+// largest number, or not finite, is rounded to nearest.
 inline U32 stochastically_rounded_to(const bfloat16* to, F32 x, U32 bits) {
   const I32 special = ((I32)x & 0x7fffffff) > 0x7f7f0000;
   U32 rounded = (U32)x + bits;

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..step import TENSORS, Position
-from .draw import FOR_MASKS, FOR_ROUNDING, words_of_run, words_of_shard
+from .draw import halves_of_run, halves_of_shard, words_of_run, words_of_shard
 from .importance import add_squares
 from .pointer_table import elements, load, program_part
 from .rounding import store_rounded
@@ -142,15 +142,14 @@ def _step_block(
     parameter_bits = 0
     bits = 0
     if ROUND_VALUES or ROUND_SCORES:
-        words = _words(row, start, parameter, rounding_draw, rounding_key0, rounding_key1, FOR_ROUNDING, RUN, BLOCK)
-        parameter_bits = words >> 16
-        bits = words & 0xFFFF
+        parameter_bits = _drawn(row, start, parameter, rounding_draw, rounding_key0, rounding_key1, True, RUN, BLOCK)
+        bits = (parameter_bits & 0xFF) << 8 | parameter_bits >> 8
     if ACCUMULATE:
         pointers = elements(row, IMPORTANCE, start, SCORE_TYPE, ALIGNED, BLOCK)
         scores = add_squares(load(pointers, mask, MASKED).to(tl.float32), grad, LARGEST_SCORE)
         store_rounded(pointers, scores, bits, mask, ROUND_SCORES, MASKED)
     if SELECT:
-        words = _words(row, start, parameter, draw, key0, key1, FOR_MASKS, RUN, BLOCK)
+        words = _drawn(row, start, parameter, draw, key0, key1, False, RUN, BLOCK)
         entry = tl.load(selection_table + rank_code.to(tl.int32)).to(tl.uint64, bitcast=True)
         threshold = entry.to(tl.uint32)
         kept = words < threshold
@@ -193,19 +192,17 @@ def _step_block(
 
 
 @triton.jit
-def _words(
-    row, start, parameter, draw, key0, key1, PURPOSE: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    first_index = tl.load(row + FIRST_INDEX)
+def _drawn(row, start, parameter, draw, key0, key1, HALVES: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr):
+    """The words for the masks of BLOCK elements, or the halves for rounding."""
+    first = tl.load(row + FIRST_INDEX)
     if RUN:
-        words = words_of_run(first_index + start, parameter, draw, key0, key1, PURPOSE, BLOCK)
+        of_run: tl.constexpr = halves_of_run if HALVES else words_of_run
+        drawn = of_run(first + start, parameter, draw, key0, key1, BLOCK)
     else:
-        inner_length = tl.load(row + INNER_LENGTH)
-        outer_stride = tl.load(row + OUTER_STRIDE)
-        words = words_of_shard(
-            start, first_index, inner_length, outer_stride, parameter, draw, key0, key1, PURPOSE, BLOCK
-        )  # fmt: skip
-    return words
+        of_shard: tl.constexpr = halves_of_shard if HALVES else words_of_shard
+        inner, stride = tl.load(row + INNER_LENGTH), tl.load(row + OUTER_STRIDE)
+        drawn = of_shard(start, first, inner, stride, parameter, draw, key0, key1, BLOCK)
+    return drawn
 
 
 @triton.jit

@@ -41,6 +41,7 @@ TARGETS = (
     _step("step, 25M", "native, importance_every=4", 1.25, 1.10),
     _step("step, 110M", "native, importance_every=4", 1.25, 1.10),
     _step("step, 110M", "native", 1 / 25, 1 / 40, "straightforward torch RoAST"),
+    _step("step, 25M bfloat16", "native, stochastic_rounding", 1.10, 1.05, "native"),
     _step("step, 1,000 tiny tensors", "native (avx512)", 1.5, 1.0),
     Target("refresh, 110M", "native", "seconds", 0.15, 0.07),
     Target("refresh, 110M", "reference", "seconds", 1.5, 0.8),

@@ -128,9 +128,9 @@ inline void update(const Elements<T, M, S>& e, int count, const float* factors, 
     F32 finite_g = g;
     const bool special = __builtin_expect(has_non_finite(g), false);
     if (special) finite_g = zero_where_not_finite(g);
-    U16 own_bits{};
-    if (ROUNDING != TO_NEAREST) std::memcpy(&own_bits, drawn + i, sizeof own_bits);
-    const U32 bits = __builtin_convertvector(own_bits << 8 | own_bits >> 8, U32);
+    U32 own_bits{};
+    if (ROUNDING != TO_NEAREST) own_bits = load_wide(drawn + i);
+    const U32 bits = (own_bits << 8 | own_bits >> 8) & 0xffff;
     if (e.importance != nullptr)
       store_stochastically(e.importance + i, accumulated<S>(load(e.importance + i), finite_g), bits);
     if (factors != nullptr && !scalars.masks_update) {
@@ -168,7 +168,7 @@ inline void update(const Elements<T, M, S>& e, int count, const float* factors, 
     }
     store_value<ROUNDING>(e.exp_avg + i, exp_avg, bits, scalars);
     store_value<ROUNDING>(e.exp_avg_sq + i, exp_avg_sq, bits, scalars);
-    store_value<ROUNDING>(e.param + i, param, __builtin_convertvector(own_bits, U32), scalars);
+    store_value<ROUNDING>(e.param + i, param, own_bits, scalars);
   }
 }
 

@@ -22,7 +22,8 @@ FUZZED := tests/roast_optim/test_random_training.py tests/kernels/test_native_st
 	tests/kernels/triton/test_step.py
 # The tests of the Triton kernels run on the GPU with ROAST_TEST_DEVICE=cuda, as all others that place their tensors;
 # else in triton's interpreter, which must be chosen before triton is imported: in a run of their own.
-TRITON_KERNELS := tests/kernels/triton tests/kernels/test_backends.py tests/kernels/test_stochastic_rounding.py
+TRITON_KERNELS := tests/kernels/triton tests/kernels/test_backends.py tests/kernels/test_stochastic_rounding.py \
+	tests/kernels/test_gradient_factor.py
 CASES := tests/roast_optim/test_conformity.py tests/roast_optim/test_random_training.py
 INTERPRETED := TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --dist worksteal -k triton -W ignore::RuntimeWarning
 ON_CPU := $(if $(filter-out cpu,$(ROAST_TEST_DEVICE)),,yes)

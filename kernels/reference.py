@@ -132,6 +132,21 @@ def kept(rank_code: Tensor, words: Tensor, thresholds: Tensor) -> Tensor:
     return words.view(rank_code.shape) < _look_up(thresholds, rank_code)
 
 
+def multiplied(grad: Tensor, factor: float | Tensor) -> Tensor:
+    """G <- fl(c g): the product in float32 at least, then rounded to the dtype of ``grad``; what overflows is infinite.
+
+    So a step with a factor is the step with gradients that were multiplied before, bit for bit.
+    """
+    working = torch.promote_types(grad.dtype, torch.float32)
+    return (grad.to(working) * torch.as_tensor(factor, dtype=working, device=grad.device)).to(grad.dtype)
+
+
+def all_multiplied(grads: Sequence[Tensor], factor: float | Tensor) -> list[Tensor]:
+    """The gradients as they are where the factor is the number 1, else copies; see :func:`multiplied`."""
+    takes_them = not isinstance(factor, Tensor) and factor == 1
+    return list(grads) if takes_them else [multiplied(grad, factor) for grad in grads]
+
+
 def selected_gradient(grad: Tensor, rank_code: Tensor, words: Tensor, selection: Selection) -> Tensor:
     """(m / p) * g: the gradient that AdamW sees (RoAST, section 3.2), in the dtype of ``grad``.
 
@@ -225,8 +240,8 @@ class _Plan(StepPlan):
         self.check_memory()
         return fitting
 
-    def accumulate(self, grads: Sequence[Tensor]) -> None:
-        accumulate_importance_(self.importances(), list(grads))
+    def accumulate(self, grads: Sequence[Tensor], gradient_factor: float | Tensor = 1.0) -> None:
+        accumulate_importance_(self.importances(), all_multiplied(grads, gradient_factor))
 
     def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
         roast_adamw_(self.rows(grads), options)
@@ -255,6 +270,8 @@ def _step(row: StepRow, options: StepOptions) -> None:
     for start, tensors in chunks(list(used.values())):
         chunk = dict(zip(used, tensors, strict=True))
         grad, moving = chunk["grad"], None
+        if options.multiplies_gradients:
+            grad = multiplied(grad, options.gradient_factor)
         bits = _rounding_bits(row.position, start, grad, by_step, options) if _rounds(row, options) else None
         if options.accumulate:
             _add_square_(chunk["importance"], grad, None if bits is None else bits.state)

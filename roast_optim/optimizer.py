@@ -35,7 +35,7 @@ from .sharding import check_process_group, local, position_of, shard_groups
 from .shared_ranks import SharedRanks, is_made_by_zero_redundancy_optimizer, takes_turns_with_another
 from .state import State, make_state, step_row
 from .statistics import selection_stats
-from .step_options import accumulates, prepare_selections, step_options, without_effect
+from .step_options import accumulates, checked_gradient_factor, prepare_selections, step_options, without_effect
 from .step_plans import PlannedStep, StepPlans
 from .user_warning import warn
 
@@ -206,34 +206,47 @@ class RoastAdamW(Optimizer):
     # ------------------------------------------------------------------------------------------------------------- step
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, gradient_factor: float | Tensor = ...) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *, gradient_factor: float | Tensor = ...) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(
+        self, closure: Callable[[], float] | None = None, *, gradient_factor: float | Tensor = 1.0
+    ) -> float | None:
         """Perform a single optimization step, and a refresh when it is the ``refresh_every``-th since the last.
 
         Args:
             closure: reevaluates the model under ``torch.enable_grad`` and returns the loss.
+            gradient_factor: by what every gradient is multiplied as the step reads it: a finite number, or a tensor of
+                one element, which is best on the device of the parameters and read there. The step is that with
+                gradients which were multiplied before, bit for bit, and saves the pass over them. Gradients stay as
+                they are. Inside :meth:`measure_importance` a copy of them is made.
 
         Raises:
             RuntimeError: a sparse or complex gradient, a state that does not fit its parameter, or options that differ
                 between processes.
-            ValueError: an option of a group was set to what it cannot be.
+            ValueError: an option of a group was set to what it cannot be, or ``gradient_factor`` is none.
+
+        Example:
+            Gradients clipped to norm 1, as by ``clip_grad_norm_``, without writing them::
+
+                norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+                optimizer.step(gradient_factor=(1.0 / (norm + 1e-6)).clamp(max=1.0))
         """
+        factor = checked_gradient_factor(gradient_factor)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
 
         with without_lost_threads():
-            self._take_step()
+            self._take_step(factor)
         return loss
 
     # Kernels are opaque to torch.compile: a compiled step runs this as it is, and compiles nothing anew for another
     # learning rate.
     @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _take_step(self) -> None:
+    def _take_step(self, gradient_factor: float | Tensor) -> None:
         refuse_capture_of_step(self.param_groups, self.state, self.options, self._measuring, self._has_stepped)
         self._check_groups()
         if self.shared_ranks is not None and self._is_due():  # the others have waited for one that took no more steps
@@ -251,9 +264,9 @@ class RoastAdamW(Optimizer):
             if message := without_effect(self.param_groups, self.options):
                 self._warn_once(message)
         if self._measuring:
-            self._accumulate(planned)
+            self._accumulate(planned, gradient_factor)
         elif not (first and self._only_makes_state(had_state, planned)):
-            self._update(planned)
+            self._update(planned, gradient_factor)
             self._refresh_if_due()
 
     def _planned_steps(self) -> list[list[PlannedStep]]:
@@ -263,11 +276,11 @@ class RoastAdamW(Optimizer):
             for number, group in enumerate(self.param_groups)
         ]
 
-    def _accumulate(self, planned: list[list[PlannedStep]]) -> None:
+    def _accumulate(self, planned: list[list[PlannedStep]], gradient_factor: float | Tensor) -> None:
         for group, steps in zip(self.param_groups, planned, strict=True):
             if accumulates(group, self.options):
                 for _, plan, grads in steps:
-                    plan.accumulate(grads)
+                    plan.accumulate(grads, gradient_factor)
 
     def _check_groups(self) -> None:
         if len(self._checked_groups) != len(self.param_groups):
@@ -275,11 +288,11 @@ class RoastAdamW(Optimizer):
         for number, group in enumerate(self.param_groups):
             self._checked_groups[number].check(number, group)
 
-    def _update(self, planned: list[list[PlannedStep]]) -> None:
+    def _update(self, planned: list[list[PlannedStep]], gradient_factor: float | Tensor) -> None:
         for group, steps in zip(self.param_groups, planned, strict=True):
             group["steps_since_refresh"] += 1
             for device, plan, grads in steps:
-                options = step_options(group, self.options, device)
+                options = step_options(group, self.options, device, gradient_factor)
                 if options.selection is not None:
                     self._notice_same_draws(options.selection.seed)
                 plan.step(grads, options)

@@ -116,7 +116,7 @@ FAULTS = (
     Fault("masks before the first refresh", STEP_OPTIONS, 'if not group["selective"] or group["refreshes"] == 0:', 'if not group["selective"]:'),
     Fault("mask per refresh drawn at every step", STEP_OPTIONS, 'if options.mask_schedule == "refresh" else None', 'if options.mask_schedule == "never" else None'),
     Fault("importance at every step", STEP_OPTIONS, "% options.importance_every == 0", "% 1 == 0"),
-    Fault("measuring also steps", OPTIMIZER, "            self._accumulate(planned)\n        elif not", "            self._accumulate(planned)\n        if not"),
+    Fault("measuring also steps", OPTIMIZER, "            self._accumulate(planned, gradient_factor)\n        elif not", "            self._accumulate(planned, gradient_factor)\n        if not"),
     Fault("every group draws with the same seed", STEP_OPTIONS, 'return Selection(group["seed"],', 'return Selection(0,'),
     Fault("loaded state keeps the parameter's dtype", "roast_optim/checkpoint.py", '            state[key] = (value.contiguous() if shared else value).to(device=param.device)\n', "            pass\n"),
     Fault("shapes not checked", "roast_optim/checkpoint.py", "if value.shape != param.shape:", "if False:"),

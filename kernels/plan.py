@@ -107,8 +107,11 @@ class StepPlan(ABC):
             self.fallbacks.append(reason)
 
     @abstractmethod
-    def accumulate(self, grads: Sequence[Tensor]) -> None:
-        """Add the squared gradients to the importance of the rows, and nothing else."""
+    def accumulate(self, grads: Sequence[Tensor], gradient_factor: float | Tensor = 1.0) -> None:
+        """Add the squared gradients to the importance of the rows, and nothing else.
+
+        With a factor copies of all gradients are made, see :func:`.reference.multiplied`.
+        """
 
     @abstractmethod
     def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:

@@ -111,6 +111,8 @@ class StepOptions:
         stochastic_rounding: whether parameters and moments of 16 bits are rounded stochastically, and not to nearest.
         rounding_seed: key of the bits by which that is done, and by which scores of 16 bits are always rounded, 0 <=
             rounding_seed < 2**64. They are drawn anew in each step, by the parameter's step count after its increment.
+        gradient_factor: by what each gradient is multiplied as it is loaded, a number or a tensor of no dimensions on
+            any device: see :func:`.reference.multiplied`. Importance, masks and moments see the product.
         capturable: the step counts lie beside the parameters and are read there; for CUDA graphs.
         accumulate: whether the squared gradients are added to the importance.
         selection: how the masks are drawn; None updates everything.
@@ -129,6 +131,12 @@ class StepOptions:
     pretrained_decay_by: str = field(default="uniform", metadata=_number("std::int64_t", ("uniform", "rank")))
     stochastic_rounding: bool = field(default=False, metadata=_number("std::int64_t"))
     rounding_seed: int = field(default=0, metadata=_number("std::uint64_t"))
+    gradient_factor: float | Tensor = field(default=1.0, metadata=_number("double"))
+
+    @property
+    def multiplies_gradients(self) -> bool:
+        """Whether gradients are not taken as they are."""
+        return isinstance(self.gradient_factor, Tensor) or self.gradient_factor != 1
 
     @property
     def returns_to_pretrained(self) -> bool:

@@ -34,7 +34,7 @@ from .ranking import rank_together
 from .sharding import check_process_group
 from .shared_ranks import SharedRanks, draws_like_another, gets_part_of_a_model
 from .statistics import selection_stats
-from .step_options import without_effect
+from .step_options import checked_gradient_factor, without_effect
 from .user_warning import WarnOnce
 
 if TYPE_CHECKING:
@@ -156,34 +156,47 @@ class RoastAdamW(Optimizer):
     # ------------------------------------------------------------------------------------------------------------- step
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, gradient_factor: float | Tensor = ...) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *, gradient_factor: float | Tensor = ...) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(
+        self, closure: Callable[[], float] | None = None, *, gradient_factor: float | Tensor = 1.0
+    ) -> float | None:
         """Perform a single optimization step, and a refresh when it is the ``refresh_every``-th since the last.
 
         Args:
             closure: reevaluates the model under ``torch.enable_grad`` and returns the loss.
+            gradient_factor: by what every gradient is multiplied as the step reads it: a finite number, or a tensor of
+                one element, which is best on the device of the parameters and read there. The step is that with
+                gradients which were multiplied before, bit for bit, and saves the pass over them. Gradients stay as
+                they are. Inside :meth:`measure_importance` a copy of them is made.
 
         Raises:
             RuntimeError: a sparse or complex gradient, a state that does not fit its parameter, or options that differ
                 between processes.
-            ValueError: an option of a group was set to what it cannot be.
+            ValueError: an option of a group was set to what it cannot be, or ``gradient_factor`` is none.
+
+        Example:
+            Gradients clipped to norm 1, as by ``clip_grad_norm_``, without writing them::
+
+                norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+                optimizer.step(gradient_factor=(1.0 / (norm + 1e-6)).clamp(max=1.0))
         """
+        factor = checked_gradient_factor(gradient_factor)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
 
         with without_lost_threads():
-            self._take_step()
+            self._take_step(factor)
         return loss
 
     # Kernels are opaque to torch.compile: a compiled step runs this as it is, and compiles nothing anew for another
     # learning rate.
     @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _take_step(self) -> None:
+    def _take_step(self, gradient_factor: float | Tensor) -> None:
         self._check_before_step()
         had_state = len(self.state) > 0
         planned = self.parameters.planned_steps(self.param_groups, self.state)
@@ -192,13 +205,20 @@ class RoastAdamW(Optimizer):
             return
         is_first = self._begin()
         if self._measuring:
-            accumulate_importance(self.param_groups, planned, self.options)
+            accumulate_importance(self.param_groups, planned, self.options, gradient_factor)
             return
         if is_first:
             grads = (grad for steps in planned for step in steps for grad in step.grads)
             if only_makes_state(self.param_groups, grads, had_state, self.process_group):
                 return
-        update(self.param_groups, planned, self.options, will_draw=self._notice_same_draws, warn=self._warn_once)
+        update(
+            self.param_groups,
+            planned,
+            self.options,
+            gradient_factor,
+            will_draw=self._notice_same_draws,
+            warn=self._warn_once,
+        )
         self._refresh_if_due()
 
     def _check_before_step(self) -> None:

@@ -28,6 +28,10 @@ if dist.is_available():
         """The part of ``tensor`` that lies in this process; shares its memory."""
         return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
+    def whole(tensor: Tensor) -> Tensor:
+        """All of ``tensor`` in every process, a sum of parts as the sum; a plain tensor as it is."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
     def spread_like(param: Tensor, grad: Tensor) -> Tensor:
         """The gradient with the placements of its parameter, which those of tensor parallelism may lack.
 
@@ -89,6 +93,10 @@ else:  # a build of torch without distributed
         return None
 
     def local(tensor: Tensor) -> Tensor:
+        """The tensor itself: this build of torch knows one process only."""
+        return tensor
+
+    def whole(tensor: Tensor) -> Tensor:
         """The tensor itself: this build of torch knows one process only."""
         return tensor
 

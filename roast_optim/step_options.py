@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -12,12 +13,15 @@ from torch import Tensor
 from .kernels.step import Selection, StepOptions
 from .masking import selection_tables
 from .options import GROUP_OPTIONS, RoastOptions
+from .sharding import whole
 
 # Options of a group that a step takes under the same name.
 _NAMED_ALIKE = [each.name for each in fields(StepOptions) if each.name in GROUP_OPTIONS and each.name != "lr"]
 
 
-def step_options(group: dict[str, Any], options: RoastOptions, device: torch.device) -> StepOptions:
+def step_options(
+    group: dict[str, Any], options: RoastOptions, device: torch.device, gradient_factor: float | Tensor = 1.0
+) -> StepOptions:
     """Those of a step of parameters on ``device``, which is counted in ``steps_since_refresh`` already."""
     return StepOptions(
         lr=_scalar(group["lr"]),
@@ -27,7 +31,24 @@ def step_options(group: dict[str, Any], options: RoastOptions, device: torch.dev
         selection=_selection(group, options, device),
         stochastic_rounding=bool(options.stochastic_rounding),
         rounding_seed=group["seed"],
+        gradient_factor=gradient_factor,
         **{name: group[name] for name in _NAMED_ALIKE},
+    )
+
+
+def checked_gradient_factor(value: object) -> float | Tensor:
+    """The argument of ``step``: a number, or a tensor of no dimensions, whole where it was spread over processes.
+
+    Raises:
+        ValueError: it is none, or a number that is not finite.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return whole(value.detach()).reshape(())
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    shown = f"a tensor of {value.numel()} elements of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+    raise ValueError(
+        f"RoastAdamW.step: invalid gradient_factor={shown}; it must be a finite number or a tensor of one real element"
     )
 
 

@@ -47,6 +47,8 @@ class StepCase:
 # With beta1 = 0 the first moment is the masked gradient.
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "betas": (0.0, 0.99), "weight_decay": 0.1, "alpha": 0.5, "beta": 3.0, "seed": 7}
 
+ROUNDED: dict[str, Any] = {"stochastic_rounding": True}
+
 
 def _run(first_index: int) -> Callable[[int, int], Position]:
     return lambda parameter_id, numel: Position(parameter_id, first_index, max(numel, 1), 0)
@@ -73,6 +75,25 @@ STEP_CASES = (
     StepCase("bfloat16, moments float32", {"state_dtype": FLOAT32}, dtype=BFLOAT16),
     StepCase("float16, moments float32", {"state_dtype": FLOAT32}, dtype=FLOAT16),
     StepCase("float16, moments float32, unaligned", {"state_dtype": FLOAT32}, dtype=FLOAT16, unaligned=True),
+    StepCase("float16, stochastic rounding", {**ROUNDED, "state_dtype": FLOAT32}, dtype=FLOAT16),
+    StepCase(
+        "bfloat16, stochastic rounding, shard that begins in the middle of a block of the bits",
+        ROUNDED,
+        dtype=BFLOAT16,
+        position=_run(1_004),
+    ),
+    StepCase(
+        "bfloat16, stochastic rounding, shard of an inner dimension",
+        ROUNDED,
+        dtype=BFLOAT16,
+        position=lambda i, _: Position(i, 7, 20, 100),
+    ),
+    StepCase("importance bfloat16", {"importance_dtype": BFLOAT16}),
+    StepCase(
+        "bfloat16, importance too, stochastic rounding, amsgrad",
+        {**ROUNDED, "importance_dtype": BFLOAT16, "amsgrad": True},
+        dtype=BFLOAT16,
+    ),
 )
 
 

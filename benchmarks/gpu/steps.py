@@ -31,6 +31,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     f"{ROAST}, importance_every=4": {"importance_every": 4},
     f"{ROAST}, {PRETRAINED_DECAY}": {PRETRAINED_DECAY: 0.01},
 }
+VARIANTS_OF_16_BITS: dict[str, dict[str, Any]] = {
+    f"{ROAST}, stochastic_rounding": {"stochastic_rounding": True},
+    f"{ROAST}, stochastic_rounding, importance bfloat16": {
+        "stochastic_rounding": True,
+        "importance_dtype": torch.bfloat16,
+    },
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -57,13 +64,13 @@ def compare_steps(report: Report, workload: str, dtype: str, names: Sequence[str
         report: takes the rows.
         workload: whose tensors.
         dtype: of parameters, gradients and moments.
-        names: of VARIANTS, FUSED or FOREACH.
+        names: of VARIANTS or VARIANTS_OF_16_BITS, FUSED or FOREACH.
         prefix: of the names of the rows.
     """
     parameters = make_parameters(shapes_of(workload, report), report.device, DTYPES[dtype])
     contestants: list[Contestant] = []
     for name in names:
-        options = VARIANTS.get(name)
+        options = {**VARIANTS, **VARIANTS_OF_16_BITS}.get(name)
         if options is None:
             contestants.append(torch_steps("fused" if name == FUSED else "foreach", parameters))
         elif unknown := [option for option in options if not is_option(option)]:

@@ -85,6 +85,21 @@ def test_bfloat16(row: Row, compare: Compare, device: torch.device, sizes: Mappi
     compare(candidate, [copy_like(candidate, device), torch_adamw("fused", shapes, device, dtype=torch.bfloat16)])
 
 
+@pytest.mark.parametrize("importance_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_stochastic_rounding(
+    row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes], importance_dtype: torch.dtype
+) -> None:
+    """Against the same step to nearest, whose importance is float32."""
+    backend, shapes = FASTEST[device.type], sizes["25M"]
+    more = "" if importance_dtype is torch.float32 else ", importance bfloat16"
+    row("step, 25M bfloat16", f"{backend}, stochastic_rounding{more}", cannot_run(backend, device))
+    candidate, to_nearest = (
+        roast(backend, shapes, device, dtype=torch.bfloat16, seed=seed, **options)
+        for seed, options in enumerate(({"stochastic_rounding": True, "importance_dtype": importance_dtype}, {}))
+    )
+    compare(candidate, [copy_like(candidate, device), to_nearest])
+
+
 def test_fastest_backend_against_straightforward(
     row: Row, compare: Compare, device: torch.device, sizes: Mapping[str, Shapes]
 ) -> None:

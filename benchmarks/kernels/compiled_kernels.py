@@ -138,6 +138,7 @@ def _step(
         "ALIGNED": True,
         "RUN": True,
         "LR_ON_DEVICE": False,
+        "FACTOR_ON_DEVICE": False,
         **(constants or {}),
     }
     moved = accesses(used, param, moments, scores)

@@ -47,18 +47,14 @@ def ranked(parameters: Sequence[nn.Parameter], **options: Any) -> RoastAdamW:
     return optimizer
 
 
-def roast(
-    backend: str,
-    shapes: Shapes,
-    device: torch.device,
-    *,
-    dtype: torch.dtype = torch.float32,
-    importance_every: int = 1,
-) -> Contestant:
-    """Steps of RoastAdamW, which draw masks; a run is ``importance_every`` steps, of which one accumulates."""
-    return roast_steps(
-        backend, ranked_optimizer(backend, shapes, device, dtype=dtype, importance_every=importance_every)
-    )
+def roast(backend: str, shapes: Shapes, device: torch.device, **options: Any) -> Contestant:
+    """Steps of RoastAdamW, which draw masks; a run is ``importance_every`` steps, of which one accumulates.
+
+    Args:
+        backend, shapes, device: where the steps run, and over which tensors.
+        options: of RoastAdamW, and ``dtype``.
+    """
+    return roast_steps(backend, ranked_optimizer(backend, shapes, device, **options))
 
 
 def roast_steps(name: str, optimizer: RoastAdamW) -> Contestant:

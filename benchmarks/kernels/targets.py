@@ -44,6 +44,7 @@ TARGETS = (
     _step("step, 25M", "native, pretrained_decay", 1.25, 1.15, "native"),
     _step("step, 110M", "native, pretrained_decay", 1.25, 1.15, "native"),
     _step("step, 1,000 tiny tensors", "native (avx512)", 1.05, 0.9),
+    _step("step, 25M bfloat16", "native, stochastic_rounding", 1.10, 1.05, "native"),
     Target("refresh, 110M", "native", "seconds", 0.15, 0.07),
     Target("refresh, 110M", "reference", "seconds", 1.5, 0.8),
     Target("extra memory of a refresh, 110M", "native", "extra_bytes", 16 * MEGABYTE, 1 * MEGABYTE),

@@ -93,8 +93,8 @@ class _Plan(StepPlan):
                 self.note_fallback(_OVERLAP)
                 self._by_reference += indices
 
-    def accumulate(self, grads: Sequence[Tensor]) -> None:
-        accumulate_importance_(self.importances(), list(grads))
+    def accumulate(self, grads: Sequence[Tensor], gradient_factor: float | Tensor = 1.0) -> None:
+        accumulate_importance_(self.importances(), reference.all_multiplied(grads, gradient_factor))
 
     def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
         check_options(self.names, options)

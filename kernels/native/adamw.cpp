@@ -126,6 +126,7 @@ AdamW scalars(const RoastStep& s, float step, const SelectionTable& table) {
   adamw.denominator_factor = static_cast<float>(1 / std::sqrt(1 - std::pow(s.beta2, static_cast<double>(step))));
   adamw.eps = static_cast<float>(s.eps);
   adamw.negative_step_size = static_cast<float>(-s.lr / (1 - std::pow(s.beta1, static_cast<double>(step))));
+  adamw.gradient_factor = static_cast<float>(s.gradient_factor);
   adamw.maximize = s.maximize != 0;
   adamw.masks_update = s.acts_on != 0 && s.thresholds != nullptr;
   adamw.pretrained_decay = static_cast<float>(s.lr * s.pretrained_decay);

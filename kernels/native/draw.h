@@ -10,7 +10,10 @@ namespace {
 // multiplications. Together they draw for a group of elements.
 constexpr int VECTOR_COUNTERS = LANES / 2;
 constexpr int VECTORS = LANES == 16 ? 4 : 2;
-constexpr int GROUP = 4 * VECTOR_COUNTERS * VECTORS;
+// Words and halves of words of a counter: so many elements have it in common, for masks and for rounding.
+constexpr int WORDS = 4, HALVES = 2 * WORDS;
+constexpr int GROUP = WORDS * VECTOR_COUNTERS * VECTORS;
+constexpr int ROUNDING_GROUP = HALVES * VECTOR_COUNTERS * VECTORS;
 
 constexpr std::uint64_t MULTIPLIERS[2] = {0xD2511F53, 0xCD9E8D57};
 constexpr std::uint64_t WEYL[2] = {0x9E3779B9, 0xBB67AE85};
@@ -121,7 +124,8 @@ constexpr int SELECTED_VECTORS = 1;
 
 // The words of the counters from `first` on, one vector of counters after the other.
 template <Purpose PURPOSE>
-inline void draw_group(const Draw& draw, const KeySchedule& schedule, std::uint64_t first, U64 (&words)[VECTORS][4]) {
+inline void draw_group(const Draw& draw, const KeySchedule& schedule, std::uint64_t first,
+                       U64 (&words)[VECTORS][WORDS]) {
   for (int i = 0; i < VECTORS; i++) {
     const U64 counters = first + i * VECTOR_COUNTERS + by_lane(counter_of_lane);
     words[i][0] = counters;
@@ -132,30 +136,33 @@ inline void draw_group(const Draw& draw, const KeySchedule& schedule, std::uint6
   philox(words, schedule);
 }
 
-// The words for rounding `count` elements, as below.
+// Bits for rounding `count` elements that lie side by side in the whole parameter, the first of which takes half 0 of
+// counter `first`: in memory the lower half of a word comes first. Writes whole groups. Not inlined: registers for the keys
+// would be taken from the update.
 __attribute__((noinline)) void draw_rounding(const Draw& draw, const KeySchedule& schedule, std::uint64_t first, int count,
-                                             std::uint32_t* elements) {
+                                             std::uint16_t* elements) {
 #pragma GCC unroll 1
-  for (int done = 0; done < count; done += GROUP) {
-    U64 words[VECTORS][4];
-    draw_group<FOR_ROUNDING>(draw, schedule, first + done / 4, words);
+  for (int done = 0; done < count; done += ROUNDING_GROUP) {
+    U64 words[VECTORS][WORDS];
+    draw_group<FOR_ROUNDING>(draw, schedule, first + done / HALVES, words);
     for (int i = 0; i < VECTORS; i++) {
       const U64 low = low_halves(words[i][0], words[i][1]), high = low_halves(words[i][2], words[i][3]);
       const U64 even = even_lanes(low, high), odd = odd_lanes(low, high);
-      std::memcpy(elements + done + 2 * LANES * i, &even, sizeof even);
-      std::memcpy(elements + done + 2 * LANES * i + LANES, &odd, sizeof odd);
+      std::uint16_t* to = elements + done + 4 * LANES * i;
+      std::memcpy(to, &even, sizeof even);
+      std::memcpy(to + 2 * LANES, &odd, sizeof odd);
     }
   }
 }
 
-// Factors of `count` elements that lie side by side in the whole parameter, the first of which takes word 0 of counter
-// `first`. Reads and writes whole groups. Not inlined: registers for the table would be taken from the update.
+// Factors of `count` such elements, the first of which takes word 0 of counter `first`. Reads and writes whole groups. Not
+// inlined: registers for the table would be taken from the update.
 __attribute__((noinline)) void draw_factors(const Draw& draw, const KeySchedule& schedule, std::uint64_t first,
                                             int count, const std::uint8_t* codes, float* factors) {
 #pragma GCC unroll 1
   for (int done = 0; done < count; done += GROUP) {
-    U64 words[VECTORS][4];
-    draw_group<FOR_MASKS>(draw, schedule, first + done / 4, words);
+    U64 words[VECTORS][WORDS];
+    draw_group<FOR_MASKS>(draw, schedule, first + done / WORDS, words);
 #pragma GCC unroll 1
     for (int i = 0; i < VECTORS; i += SELECTED_VECTORS)
       select(*draw.table, words + i, codes + done + 2 * LANES * i, factors + done + 2 * LANES * i);

@@ -32,6 +32,7 @@
   SCALAR(std::int64_t, pretrained_decay_by) /* 0: uniform, 1: rank */                     \
   SCALAR(std::int64_t, stochastic_rounding)                                               \
   SCALAR(std::uint64_t, rounding_seed)                                                    \
+  SCALAR(double, gradient_factor)                                                         \
   SCALAR(std::uint64_t, seed)                                                             \
   SCALAR(std::int64_t, draw_number) /* negative: each parameter's step */                 \
   SCALAR(std::int64_t, acts_on)     /* 0: gradient, 1: update */

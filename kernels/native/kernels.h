@@ -46,6 +46,7 @@ struct AdamW {
   float denominator_factor;  // 1 / sqrt(1 - beta2^step)
   float eps;
   float negative_step_size;  // -lr / (1 - beta1^step)
+  float gradient_factor;
   bool maximize;
   bool masks_update;               // else the gradient
   float pretrained_decay;          // lr * pretrained_decay

@@ -9,7 +9,7 @@ namespace {
 
 // Elements between draw and update: few enough for their factors to stay in the first-level cache.
 constexpr int BLOCK = 256;
-static_assert(BLOCK % GROUP == 0);
+static_assert(BLOCK % GROUP == 0 && BLOCK % ROUNDING_GROUP == 0);
 
 // fl(score + fl(g * g)), saturating; g must be finite.
 template <class S>
@@ -38,8 +38,9 @@ void accumulate(float* importance, const void* grad, std::int64_t count) {
 // The scalars of a step, in all lanes.
 struct Scalars {
   F32 decay, lerp_weight, beta2, one_minus_beta2, denominator_factor, eps, negative_step_size, pretrained_decay;
+  F32 gradient_factor;
   I32 sign;
-  bool lerp_from_gradient, masks_update, rounds_values;
+  bool multiplies, lerp_from_gradient, masks_update, rounds_values;
   const float (*decay_of_rank)[RANK_CODES];
 
   explicit Scalars(const AdamW& adamw)
@@ -51,7 +52,9 @@ struct Scalars {
         eps(splat(adamw.eps)),
         negative_step_size(splat(adamw.negative_step_size)),
         pretrained_decay(splat(adamw.pretrained_decay)),
+        gradient_factor(splat(adamw.gradient_factor)),
         sign(I32{} + (adamw.maximize ? INT32_MIN : 0)),
+        multiplies(adamw.gradient_factor != 1),
         lerp_from_gradient(adamw.lerp_from_gradient),
         masks_update(adamw.masks_update),
         rounds_values(adamw.rounds_values),
@@ -103,7 +106,7 @@ inline F32 looked_up(const float (&table)[RANK_CODES], const std::uint8_t* codes
   return load(entries);
 }
 
-// Stores what is rounded stochastically, if the scalars say so, by the lower half of its word where ROUNDING.
+// Stores what is rounded stochastically by 16 bits, if the scalars say so, where ROUNDING.
 template <Rounding ROUNDING, class Element>
 inline void store_value(Element* to, F32 x, U32 bits, const Scalars& scalars) {
   if (ROUNDING != TO_NEAREST && scalars.rounds_values)
@@ -113,9 +116,10 @@ inline void store_value(Element* to, F32 x, U32 bits, const Scalars& scalars) {
 }
 
 // Updates `count` elements, a multiple of LANES. `factors` of their gradients; null: each gradient is taken as it is.
-// `words` for rounding, of which the upper half is the parameter's and the lower half its state's; not read TO_NEAREST.
+// `drawn` for rounding, 16 bits each: as they are for the parameter, with their bytes exchanged for its state; not read
+// TO_NEAREST.
 template <Rounding ROUNDING, class T, class M, class S>
-inline void update(const Elements<T, M, S>& e, int count, const float* factors, const std::uint32_t* words,
+inline void update(const Elements<T, M, S>& e, int count, const float* factors, const std::uint16_t* drawn,
                    const Scalars& scalars) {
 #pragma GCC unroll 1  // there are too few registers for more
   for (int i = 0; i < count; i += LANES) {
@@ -124,12 +128,13 @@ inline void update(const Elements<T, M, S>& e, int count, const float* factors, 
     F32 g = load(e.grad + i), param = load(e.param + i);
     F32 exp_avg = load(e.exp_avg + i), exp_avg_sq = load(e.exp_avg_sq + i);
 
+    if (scalars.multiplies) g = rounded_to(e.grad, g * scalars.gradient_factor);
     F32 finite_g = g;
     const bool special = __builtin_expect(has_non_finite(g), false);
     if (special) finite_g = zero_where_not_finite(g);
-    U32 word{};
-    if (ROUNDING != TO_NEAREST) std::memcpy(&word, words + i, sizeof word);
-    const U32 bits = word & 0xffff;
+    U32 own_bits{};
+    if (ROUNDING != TO_NEAREST) own_bits = load_wide(drawn + i);
+    const U32 bits = (own_bits << 8 | own_bits >> 8) & 0xffff;
     if (e.importance != nullptr)
       store_stochastically(e.importance + i, accumulated<S>(load(e.importance + i), finite_g), bits);
     if (factors != nullptr && !scalars.masks_update) {
@@ -167,7 +172,7 @@ inline void update(const Elements<T, M, S>& e, int count, const float* factors, 
     }
     store_value<ROUNDING>(e.exp_avg + i, exp_avg, bits, scalars);
     store_value<ROUNDING>(e.exp_avg_sq + i, exp_avg_sq, bits, scalars);
-    store_value<ROUNDING>(e.param + i, param, word >> 16, scalars);
+    store_value<ROUNDING>(e.param + i, param, own_bits, scalars);
   }
 }
 
@@ -180,14 +185,15 @@ struct Draws {
       : mask(p.draw), rounding(p.rounding), mask_schedule(p.draw), rounding_schedule(p.rounding) {}
 };
 
-// A step of `count` elements that lie side by side in the whole parameter, the first of which takes word 0 of `counter`.
+// A step of `count` elements that lie side by side in the whole parameter from element `first` on, a multiple of HALVES.
 // `count` is a multiple of LANES and at most BLOCK.
 template <Rounding ROUNDING, class T, class M, class S>
-inline void step_block(const Elements<T, M, S>& e, int count, std::uint64_t counter, const Draws& draws,
+inline void step_block(const Elements<T, M, S>& e, int count, std::uint64_t first, const Draws& draws,
                        const Scalars& scalars) {
-  alignas(64) std::uint32_t words[ROUNDING == TO_NEAREST ? 1 : BLOCK];
-  if (ROUNDING != TO_NEAREST) draw_rounding(draws.rounding, draws.rounding_schedule, counter, count, words);
-  if (e.rank_code == nullptr) return update<ROUNDING>(e, count, nullptr, words, scalars);
+  alignas(64) std::uint16_t drawn[ROUNDING == TO_NEAREST ? 1 : BLOCK];
+  if (ROUNDING != TO_NEAREST) draw_rounding(draws.rounding, draws.rounding_schedule, first / HALVES, count, drawn);
+  if (e.rank_code == nullptr) return update<ROUNDING>(e, count, nullptr, drawn, scalars);
+  const std::uint64_t counter = first / WORDS;
   alignas(64) float factors[BLOCK];
   if (count % GROUP == 0) {
     draw_factors(draws.mask, draws.mask_schedule, counter, count, e.rank_code, factors);
@@ -196,11 +202,12 @@ inline void step_block(const Elements<T, M, S>& e, int count, std::uint64_t coun
     std::memcpy(whole_groups, e.rank_code, count);
     draw_factors(draws.mask, draws.mask_schedule, counter, count, whole_groups, factors);
   }
-  update<ROUNDING>(e, count, factors, words, scalars);
+  update<ROUNDING>(e, count, factors, drawn, scalars);
 }
 
 // Copies of elements of a tensor, which come to lie `offset` elements behind an aligned address, with zeros around them.
 constexpr int PART = 2 * LANES;
+static_assert(PART >= HALVES);
 template <class Element>
 struct Copies {
   alignas(64) Element elements[PART] = {};
@@ -220,9 +227,9 @@ struct Copies<void> {
   void copy_out(void*, int, int) const {}
 };
 
-// The same for any count up to PART - offset, the first element taking word `offset`: a block of copies.
+// The same for any count up to PART - offset, from element first + offset on: a block of copies.
 template <Rounding ROUNDING, class T, class M, class S>
-void step_part(const Elements<T, M, S>& e, int offset, int count, std::uint64_t counter, const Draws& draws,
+void step_part(const Elements<T, M, S>& e, int offset, int count, std::uint64_t first, const Draws& draws,
                const Scalars& scalars) {
   Elements<T, M, S> block;
 #define COPY_IN(name, dtype, access)                    \
@@ -230,7 +237,7 @@ void step_part(const Elements<T, M, S>& e, int offset, int count, std::uint64_t 
   block.name = name##_copies.copy_in(e.name, offset, count);
   ROAST_TENSORS(COPY_IN)
 #undef COPY_IN
-  step_block<ROUNDING>(block, (offset + count + LANES - 1) / LANES * LANES, counter, draws, scalars);
+  step_block<ROUNDING>(block, (offset + count + LANES - 1) / LANES * LANES, first, draws, scalars);
 #define COPY_OUT(name, dtype, access) name##_copies.copy_out(e.name, offset, count);
   ROAST_TENSORS(COPY_OUT)
 #undef COPY_OUT
@@ -247,13 +254,13 @@ void step(const Parameter& p, std::int64_t begin, std::int64_t end) {
     std::uint64_t element = p.draw.first_index + row * p.draw.outer_stride + column;
     std::int64_t left = p.draw.inner_length - column < end - begin ? p.draw.inner_length - column : end - begin;
     while (left > 0) {
-      const int offset = element % 4, most = left < BLOCK ? static_cast<int>(left) : BLOCK;
+      const int offset = element % HALVES, most = left < BLOCK ? static_cast<int>(left) : BLOCK;
       int count = most / LANES * LANES;
       if (offset == 0 && count > 0) {
-        step_block<ROUNDING>(E::of(p, begin), count, element / 4, draws, scalars);
+        step_block<ROUNDING>(E::of(p, begin), count, element, draws, scalars);
       } else {
         count = most < PART - offset ? most : PART - offset;
-        step_part<ROUNDING>(E::of(p, begin), offset, count, element / 4, draws, scalars);
+        step_part<ROUNDING>(E::of(p, begin), offset, count, element - offset, draws, scalars);
       }
       begin += count;
       element += count;

@@ -50,11 +50,13 @@ inline F32 load(const float* from) {
   return x;
 }
 
-inline F32 load(const bfloat16* from) {
-  U16 bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return (F32)(__builtin_convertvector(bits, U32) << 16);
+inline U32 load_wide(const std::uint16_t* from) {
+  U16 numbers;
+  std::memcpy(&numbers, from, sizeof numbers);
+  return __builtin_convertvector(numbers, U32);
 }
+
+inline F32 load(const bfloat16* from) { return (F32)(load_wide(&from->bits) << 16); }
 
 inline F32 rounded_to(const float*, F32 x) { return x; }
 
@@ -64,25 +66,30 @@ inline F32 rounded_to(const bfloat16*, F32 x) {
   return (F32)((x == x ? rounded : U32{} + 0x7fc00000) & 0xffff0000);
 }
 
-// Whether a comparison holds in one lane at least.
-inline bool any(I32 condition) {
-#if defined(__AVX512DQ__)
-  return _mm512_movepi32_mask((__m512i)condition) != 0;
+// Whether the magnitude of one of the numbers at least is beyond that of these bits, or it is NaN.
+inline bool any_beyond(std::int32_t magnitude, F32 x) {
+  const I32 own = (I32)x & 0x7fffffff;
+#if defined(__AVX512F__)
+  return _mm512_cmpgt_epi32_mask((__m512i)own, _mm512_set1_epi32(magnitude)) != 0;
 #elif defined(__AVX2__)
-  return _mm256_movemask_ps((__m256)condition) != 0;
+  return _mm256_movemask_ps((__m256)(own > magnitude)) != 0;
 #elif defined(__SSE2__)
-  return _mm_movemask_ps((__m128)condition) != 0;
+  return _mm_movemask_ps((__m128)(own > magnitude)) != 0;
 #else
-  return (condition[0] | condition[1] | condition[2] | condition[3]) != 0;
+  const I32 beyond = own > magnitude;
+  return (beyond[0] | beyond[1] | beyond[2] | beyond[3]) != 0;
 #endif
 }
 
-// The upper half of one of the two nearest numbers, up with the probability of 16 random bits that are added below the last digit. What
-// is beyond the largest number, or not finite, is rounded to nearest.
+// The upper half of one of the two nearest numbers: 16 random bits are added below the last digit. What is beyond the
+// largest number, or not finite, is rounded to nearest.
 inline U32 stochastically_rounded_to(const bfloat16* to, F32 x, U32 bits) {
-  const I32 special = ((I32)x & 0x7fffffff) > 0x7f7f0000;
+  constexpr std::int32_t largest = 0x7f7f0000;
   U32 rounded = (U32)x + bits;
-  if (__builtin_expect(any(special), false)) rounded = (U32)(special ? (I32)rounded_to(to, x) : (I32)rounded);
+  if (__builtin_expect(any_beyond(largest, x), false)) {
+    const I32 special = ((I32)x & 0x7fffffff) > largest;
+    rounded = (U32)(special ? (I32)rounded_to(to, x) : (I32)rounded);
+  }
   return rounded >> 16;
 }
 

@@ -14,15 +14,16 @@ from torch import Tensor
 from ..plan import StepPlan
 from ..step import StepOptions, StepRow
 from .chunking import CHUNK, chunks
-from .draw import FOR_MASKS, FOR_ROUNDING, draw_words, kept, philox4x32, selected_gradient
+from .draw import FOR_MASKS, FOR_ROUNDING, draw_halves, draw_words, kept, philox4x32, selected_gradient
+from .gradient_factor import all_multiplied, multiplied
 from .importance import accumulate_importance_, assign_rank_codes_, histogram_
 from .roast_adamw import roast_adamw_
 from .rounding import stochastically_rounded
 
 __all__ = [
-    "CHUNK", "FOR_MASKS", "FOR_ROUNDING", "accumulate_importance_", "activation_kernels", "assign_rank_codes_",
-    "chunks", "draw_words", "histogram_", "kept", "philox4x32", "plan", "roast_adamw_", "selected_gradient",
-    "stochastically_rounded", "supports", "unavailable",
+    "CHUNK", "FOR_MASKS", "FOR_ROUNDING", "accumulate_importance_", "activation_kernels", "all_multiplied",
+    "assign_rank_codes_", "chunks", "draw_halves", "draw_words", "histogram_", "kept", "multiplied", "philox4x32",
+    "plan", "roast_adamw_", "selected_gradient", "stochastically_rounded", "supports", "unavailable",
 ]  # fmt: skip
 
 
@@ -51,8 +52,8 @@ class _Plan(StepPlan):
         self.check_memory()
         return fitting
 
-    def accumulate(self, grads: Sequence[Tensor]) -> None:
-        accumulate_importance_(self.importances(), list(grads))
+    def accumulate(self, grads: Sequence[Tensor], gradient_factor: float | Tensor = 1.0) -> None:
+        accumulate_importance_(self.importances(), all_multiplied(grads, gradient_factor))
 
     def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
         roast_adamw_(self.rows(grads), options)

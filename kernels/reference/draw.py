@@ -45,37 +45,49 @@ def philox4x32(
 
 
 def draw_words(
-    position: Position,
-    start: int,
-    count: int,
-    *,
-    seed: int,
-    draw_number: Word,
-    device: torch.device,
-    purpose: int = FOR_MASKS,
+    position: Position, start: int, count: int, *, seed: int, draw_number: Word, device: torch.device
 ) -> Tensor:
-    """The random words of local elements ``start .. start + count - 1``, int64 ``[count]``.
+    """The random words for the masks of local elements ``start .. start + count - 1``, int64 ``[count]``.
 
-    Element e of the whole parameter takes word ``e % 4`` of the block with counter (e // 4, parameter id, draw number);
-    the 64 bits of e // 4 hold the ``purpose`` too.
+    Element e of the whole parameter takes word ``e % 4`` of the block with counter (e // 4, parameter id, draw number).
     """
-    key = (seed & WORD, seed >> 32)
+    return _drawn(FOR_MASKS, position, start, count, seed, draw_number, device)
+
+
+def draw_halves(
+    position: Position, start: int, count: int, *, seed: int, draw_number: Word, device: torch.device
+) -> Tensor:
+    """Numbers in [0, 2**16) for the rounding of local elements ``start .. start + count - 1``, int64 ``[count]``.
+
+    Element e of the whole parameter takes half ``e % 8`` of the block with counter (e // 8, parameter id, draw number),
+    the lower half of each word first; so a block serves twice as many elements as for masks. The highest of the 64 bits
+    of e // 8 is set.
+    """
+    return _drawn(FOR_ROUNDING, position, start, count, seed, draw_number, device)
+
+
+def _drawn(
+    purpose: int, position: Position, start: int, count: int, seed: int, draw_number: Word, device: torch.device
+) -> Tensor:
+    key, size = (seed & WORD, seed >> 32), 4 if purpose == FOR_MASKS else 8
     first, inner, stride = position.first_index, position.inner_length, position.outer_stride
     (row, column), (last_row, last_column) = divmod(start, inner), divmod(start + max(count, 1) - 1, inner)
-    wide = first + last_row * stride + last_column >= 1 << 34  # block numbers beyond 32 bits
-    if row == last_row:  # one run of neighbours in the whole parameter: four of them share a block
+    wide = first + last_row * stride + last_column >= size << 32  # block numbers beyond 32 bits
+    if row == last_row:  # one run of neighbours in the whole parameter: as many as ``size`` share a block
         begin = first + row * stride + column
-        blocks = torch.arange(begin // 4, (begin + count + 3) // 4, device=device)
+        blocks = torch.arange(begin // size, -(-(begin + count) // size), device=device)
     else:
         local = torch.arange(start, start + count, device=device)
         elements = first + local.div(inner, rounding_mode="floor") * stride + local % inner
-        blocks = elements >> 2
+        blocks = elements // size
     upper = (blocks >> 32) | purpose if wide else purpose
     counter = (blocks & WORD, upper, position.parameter_id, draw_number)
-    words = torch.stack([torch.as_tensor(word, device=device) for word in philox4x32(counter, key)], dim=1)
+    drawn = torch.stack([torch.as_tensor(word, device=device) for word in philox4x32(counter, key)], dim=1)
+    if purpose == FOR_ROUNDING:
+        drawn = torch.stack([drawn & 0xFFFF, drawn >> 16], dim=2).flatten(1)
     if row == last_row:
-        return words.view(-1)[begin % 4 : begin % 4 + count]
-    return words.gather(1, (elements & 3).unsqueeze(1)).squeeze(1)
+        return drawn.view(-1)[begin % size : begin % size + count]
+    return drawn.gather(1, (elements % size).unsqueeze(1)).squeeze(1)
 
 
 def kept(rank_code: Tensor, words: Tensor, thresholds: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..plan import check_options
 from ..step import TENSORS, Position, StepOptions, StepRow, advance_counts_, draw_number_of, next_count
 from .chunking import chunks
-from .draw import FOR_ROUNDING, WORD, Word, draw_words, kept, look_up, selected_gradient
+from .draw import WORD, Word, draw_halves, draw_words, kept, look_up, selected_gradient
+from .gradient_factor import multiplied
 from .importance import add_square_
 from .rounding import RoundingBits, is_narrow, stochastically_rounded
 
@@ -50,6 +51,8 @@ def _step(row: StepRow, options: StepOptions) -> None:
     for start, tensors in chunks(list(used.values())):
         chunk = dict(zip(used, tensors, strict=True))
         grad, moving = chunk["grad"], None
+        if options.multiplies_gradients:
+            grad = multiplied(grad, options.gradient_factor)
         bits = _rounding_bits(row.position, start, grad, by_step, options) if _rounds(row, options) else None
         if options.accumulate:
             add_square_(chunk["importance"], grad, None if bits is None else bits.state)
@@ -90,16 +93,10 @@ def _rounds(row: StepRow, options: StepOptions) -> bool:
 def _rounding_bits(
     position: Position, start: int, grad: Tensor, draw_number: Word, options: StepOptions
 ) -> RoundingBits:
-    words = draw_words(
-        position,
-        start,
-        grad.numel(),
-        seed=options.rounding_seed,
-        draw_number=draw_number,
-        device=grad.device,
-        purpose=FOR_ROUNDING,
+    drawn = draw_halves(
+        position, start, grad.numel(), seed=options.rounding_seed, draw_number=draw_number, device=grad.device
     ).view(grad.shape)
-    return RoundingBits(words >> 16, words & 0xFFFF)
+    return RoundingBits(drawn, (drawn & 0xFF) << 8 | drawn >> 8)
 
 
 def _pretrained_decay(options: StepOptions, chunk: dict[str, Tensor]) -> float | Tensor:

@@ -37,11 +37,12 @@ def is_narrow(tensor: Tensor) -> bool:
 
 
 class RoundingBits(NamedTuple):
-    """Random numbers in [0, 2**16), one per element: the halves of its word.
+    """Random numbers in [0, 2**16), made of the one that is drawn for each element (:func:`.draw.draw_halves`).
 
     Attributes:
-        parameter: the upper half, for the parameter.
-        state: the lower half, for all of its state; so the parameter's rounding does not depend on the moments'.
+        parameter: that number, for the parameter.
+        state: the same with its bytes exchanged, for all of its state. So the parameter's rounding hardly depends on
+            that of the moments: the probability of any two of their outcomes together is off by 2**-8 at most.
     """
 
     parameter: Tensor

@@ -1,4 +1,4 @@
-"""The random draw on the GPU: Philox4x32 with 7 rounds, the words of :func:`..reference.draw_words`."""
+"""The random draws on the GPU, by Philox4x32 with 7 rounds: :func:`..reference.draw_words` and ``draw_halves``."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
 # ruff: noqa: N803
@@ -30,21 +30,49 @@ FOR_ROUNDING = tl.constexpr(1 << 31)
 
 
 @triton.jit
-def words_of_run(first, parameter, draw, k0, k1, PURPOSE: tl.constexpr, BLOCK: tl.constexpr):
-    """The words of BLOCK elements that lie side by side in the whole parameter; ``first`` is a multiple of four.
+def words_of_run(first, parameter, draw, k0, k1, BLOCK: tl.constexpr):
+    """The words for the masks of BLOCK elements that lie side by side in the whole; ``first`` is a multiple of four.
 
     One Philox call per four elements: every thread makes the words of its own four, none is exchanged.
     """
     blocks = first // 4 + tl.arange(0, BLOCK // 4)
-    w0, w1, w2, w3 = philox4x32(blocks.to(tl.uint32), _upper(blocks, PURPOSE), parameter, draw, k0, k1)
+    w0, w1, w2, w3 = philox4x32(blocks.to(tl.uint32), _upper(blocks, FOR_MASKS), parameter, draw, k0, k1)
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 
 @triton.jit
-def words_of_shard(
-    start, first, inner_length, outer_stride, parameter, draw, k0, k1, PURPOSE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The words of local elements ``start .. start + BLOCK - 1`` of a shard that lies anywhere in its parameter."""
+def halves_of_run(first, parameter, draw, k0, k1, BLOCK: tl.constexpr):
+    """The 16 bits for rounding of each of these elements.
+
+    Eight have a Philox block in common. Still there is a call per four, which are a thread's own: that both threads
+    make the block costs less than it would to exchange its halves.
+    """
+    fours = first // 4 + tl.arange(0, BLOCK // 4)
+    blocks = fours >> 1
+    w0, w1, w2, w3 = philox4x32(blocks.to(tl.uint32), _upper(blocks, FOR_ROUNDING), parameter, draw, k0, k1)
+    are_first = (fours & 1) == 0
+    left, right = tl.where(are_first, w0, w2), tl.where(are_first, w1, w3)
+    return tl.interleave(tl.interleave(left & 0xFFFF, right & 0xFFFF), tl.interleave(left >> 16, right >> 16))
+
+
+@triton.jit
+def words_of_shard(start, first, inner_length, outer_stride, parameter, draw, k0, k1, BLOCK: tl.constexpr):
+    """The words for the masks of local elements ``start .. start + BLOCK - 1`` of a shard that lies anywhere."""
+    whole = _elements_of_shard(start, first, inner_length, outer_stride, BLOCK)
+    return _own_words(whole >> 2, whole, parameter, draw, k0, k1, FOR_MASKS)
+
+
+@triton.jit
+def halves_of_shard(start, first, inner_length, outer_stride, parameter, draw, k0, k1, BLOCK: tl.constexpr):
+    """The 16 bits for rounding of each of these elements."""
+    whole = _elements_of_shard(start, first, inner_length, outer_stride, BLOCK)
+    words = _own_words(whole >> 3, whole >> 1, parameter, draw, k0, k1, FOR_ROUNDING)
+    return tl.where((whole & 1) == 0, words & 0xFFFF, words >> 16)
+
+
+@triton.jit
+def _elements_of_shard(start, first, inner_length, outer_stride, BLOCK: tl.constexpr):
+    """Where local elements ``start .. start + BLOCK - 1`` lie in the whole parameter, int64."""
     row = start // inner_length
     column = start - row * inner_length
     # Within the block 32 bits suffice: the elements of the first row, then rows of inner_length.
@@ -52,10 +80,15 @@ def words_of_shard(
     left = tl.minimum(inner_length - column, BLOCK).to(tl.int32)
     local = tl.arange(0, BLOCK)
     rows = tl.where(local < left, 0, (local - left) // length + 1)
-    whole = first + row * outer_stride + column + local + rows * (outer_stride - inner_length)
-    blocks = whole >> 2
+    return first + row * outer_stride + column + local + rows * (outer_stride - inner_length)
+
+
+@triton.jit
+def _own_words(blocks, numbers, parameter, draw, k0, k1, PURPOSE: tl.constexpr):
+    """Of the block of each element the word of its number, which counts modulo four."""
     w0, w1, w2, w3 = philox4x32(blocks.to(tl.uint32), _upper(blocks, PURPOSE), parameter, draw, k0, k1)
-    return tl.where((whole & 2) == 0, tl.where((whole & 1) == 0, w0, w1), tl.where((whole & 1) == 0, w2, w3))
+    is_even = (numbers & 1) == 0
+    return tl.where((numbers & 2) == 0, tl.where(is_even, w0, w1), tl.where(is_even, w2, w3))
 
 
 @triton.jit

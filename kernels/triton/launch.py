@@ -73,6 +73,11 @@ class DeviceTables:
             known = self._tables[key] = (made_of, make())
         return known[1]
 
+    def keep(self, scalar: Tensor) -> None:
+        """Hold a tensor that the launch reads, of which the caller may let go, for the replays of a captured graph."""
+        if capturing():
+            self._hold(scalar)
+
     def upload(self, table: Tensor, device: torch.device) -> Tensor:
         """A copy on the device; the host does not wait for it."""
         if device.type == "cpu":

@@ -32,8 +32,9 @@ from .launch import OPTIONS, DeviceTables, on
 from .pointer_table import PointerTable, is_aligned
 from .roast_adamw_kernel import COLUMNS, roast_adamw_kernel
 
-# Numbers that the kernel takes as they are, by name.
-_NUMBERS = [name for name, kind in SCALARS.items() if kind == "double" and name not in ("lr", "beta1", "beta2")]
+# Numbers that the kernel takes as they are, by name, and those that it also reads on the device.
+_ON_DEVICE = {"lr": "LR_ON_DEVICE", "gradient_factor": "FACTOR_ON_DEVICE"}
+_NUMBERS = [name for name, kind in SCALARS.items() if kind == "double" and name not in (*_ON_DEVICE, "beta1", "beta2")]
 _GRAD, _STEP = COLUMNS.index("grad"), COLUMNS.index("step")
 _shape_of, _device_of = attrgetter("shape"), attrgetter("device")
 
@@ -51,9 +52,9 @@ def roast_adamw_(rows: Sequence[StepRow], options: StepOptions) -> None:
     """One step, in place; see :func:`..reference.roast_adamw_`. The host does not wait for the device.
 
     Masks and importance are the reference's bit for bit. Values agree to rounding: arithmetic is in float32 and each
-    result is rounded once. With ``capturable`` the step counts are read on the device; so is a learning rate that is a
-    tensor there. What is not contiguous or not of dtype float32, bfloat16 or float16 takes the reference, and so does
-    everything if a beta is a tensor on the device.
+    result is rounded once. With ``capturable`` the step counts are read on the device; so are a learning rate and a
+    factor of the gradients that are tensors there. What is not contiguous or not of dtype float32, bfloat16 or float16
+    takes the reference, and so does everything if a beta is a tensor on the device.
 
     Raises:
         ValueError: rows with different tensors, tensors of a row that differ in device or shape, or ``capturable`` with
@@ -90,8 +91,9 @@ class _Plan(StepPlan):
         self._launches: list[_Launch] = []
         self._by_reference: list[int] = []
 
-    def accumulate(self, grads: Sequence[Tensor]) -> None:
-        accumulate_importance_(self.importances(), list(grads), self.held_for_graphs)
+    def accumulate(self, grads: Sequence[Tensor], gradient_factor: float | Tensor = 1.0) -> None:
+        grads = reference.all_multiplied(grads, gradient_factor)
+        accumulate_importance_(self.importances(), grads, self.held_for_graphs)
 
     def step(self, grads: Sequence[Tensor], options: StepOptions) -> None:
         check_options(self.names, options)
@@ -178,11 +180,16 @@ class _Launch:
 
     def run(self, grads: Sequence[int], counts: Sequence[int], options: StepOptions) -> None:
         """Launch; addresses of gradients and step counts, or their addresses with ``capturable``, are of all rows."""
-        variant, selection, lr = self.variant, options.selection, options.lr
+        variant, selection = self.variant, options.selection
         for column, numbers in ((_GRAD, grads), (_STEP, counts)):
             are_own = len(numbers) == len(self.indices)
             self._table.set_column(column, numbers if are_own else [numbers[i] for i in self.indices])
-        lr_on_device = isinstance(lr, Tensor) and lr.device == variant.device
+        scalars = {name: getattr(options, name) for name in _ON_DEVICE}
+        found = {
+            name for name, scalar in scalars.items() if isinstance(scalar, Tensor) and scalar.device == variant.device
+        }
+        for name in found:
+            self._tables.keep(scalars[name])
         with on(variant.device):
             roast_adamw_kernel[self._table.grid](
                 *self._table.on_device(self._tables),
@@ -192,7 +199,7 @@ class _Launch:
                 _as_int32(selection.draw_number or 0) if selection else 0,
                 _as_int32(options.rounding_seed),
                 _as_int32(options.rounding_seed >> 32),
-                lr=lr if lr_on_device else float(lr),
+                **{name: scalar if name in found else float(scalar) for name, scalar in scalars.items()},
                 **{name: float(getattr(options, name)) for name in _NUMBERS},
                 **_powers("beta1", float(options.beta1)),
                 **_powers("beta2", float(options.beta2)),
@@ -202,7 +209,7 @@ class _Launch:
                 **rounding_constants(options, variant.param, variant.state, variant.score),
                 ALIGNED=variant.aligned,
                 RUN=variant.run,
-                LR_ON_DEVICE=lr_on_device,
+                **{constant: name in found for name, constant in _ON_DEVICE.items()},
                 **OPTIONS,
             )
         increment_version(self._params)  # as every in-place operation of torch, for autograd to notice
@@ -217,6 +224,7 @@ def step_constants(options: StepOptions, names: Collection[str]) -> dict[str, bo
         "DRAW_BY_STEP": selection is not None and selection.draw_number is None,
         "AMSGRAD": "max_exp_avg_sq" in names,
         "MAXIMIZE": options.maximize,
+        "MULTIPLY": options.multiplies_gradients,
         "STEP_ON_DEVICE": options.capturable,
         "MASK_UPDATE": selection is not None and selection.acts_on == "update",
         "RETURN": options.returns_to_pretrained,

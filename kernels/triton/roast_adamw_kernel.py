@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from ..step import TENSORS, Position
-from .draw import FOR_MASKS, FOR_ROUNDING, words_of_run, words_of_shard
+from .draw import halves_of_run, halves_of_shard, words_of_run, words_of_shard
 from .importance import add_squares
 from .pointer_table import elements, load, program_part
 from .rounding import store_rounded
@@ -61,6 +61,7 @@ def roast_adamw_kernel(
     one_minus_beta2,
     log_beta2,
     pretrained_decay,
+    gradient_factor,
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -79,6 +80,8 @@ def roast_adamw_kernel(
     MAXIMIZE: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
+    MULTIPLY: tl.constexpr,
+    FACTOR_ON_DEVICE: tl.constexpr,
     MASK_UPDATE: tl.constexpr,
     RETURN: tl.constexpr,
     RETURN_BY_RANK: tl.constexpr,
@@ -91,6 +94,8 @@ def roast_adamw_kernel(
         step = tl.load(step.to(tl.pointer_type(tl.float32))).to(tl.int64)
     if LR_ON_DEVICE:
         lr = tl.load(lr).to(tl.float32)
+    if FACTOR_ON_DEVICE:
+        gradient_factor = tl.load(gradient_factor).to(tl.float32)
     draw = draw_number.to(tl.uint32, bitcast=True)
     if DRAW_BY_STEP:
         draw = step.to(tl.uint32)
@@ -111,46 +116,49 @@ def roast_adamw_kernel(
     for start in range(begin, full, BLOCK):
         _step_block(
             row, start, None, selection_table, parameter, draw, key0, key1, rounding_draw, rounding_key0, rounding_key1,
-            decay, return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK,
-            PARAM_TYPE, GRAD_TYPE, STATE_TYPE, SCORE_TYPE, LARGEST, LARGEST_SCORE, ALIGNED, RUN, ACCUMULATE, SELECT,
-            AMSGRAD, MAXIMIZE, MASK_UPDATE, RETURN, RETURN_BY_RANK, ROUND_VALUES, ROUND_SCORES, False,
+            gradient_factor, decay, return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2,
+            one_minus_beta2, BLOCK, PARAM_TYPE, GRAD_TYPE, STATE_TYPE, SCORE_TYPE, LARGEST, LARGEST_SCORE, ALIGNED, RUN,
+            ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, MULTIPLY, MASK_UPDATE, RETURN, RETURN_BY_RANK, ROUND_VALUES,
+            ROUND_SCORES, False,
         )  # fmt: skip
     if full < end:
         mask = tl.arange(0, BLOCK) < end - full
         _step_block(
             row, full, mask, selection_table, parameter, draw, key0, key1, rounding_draw, rounding_key0, rounding_key1,
-            decay, return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK,
-            PARAM_TYPE, GRAD_TYPE, STATE_TYPE, SCORE_TYPE, LARGEST, LARGEST_SCORE, ALIGNED, RUN, ACCUMULATE, SELECT,
-            AMSGRAD, MAXIMIZE, MASK_UPDATE, RETURN, RETURN_BY_RANK, ROUND_VALUES, ROUND_SCORES, True,
+            gradient_factor, decay, return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2,
+            one_minus_beta2, BLOCK, PARAM_TYPE, GRAD_TYPE, STATE_TYPE, SCORE_TYPE, LARGEST, LARGEST_SCORE, ALIGNED, RUN,
+            ACCUMULATE, SELECT, AMSGRAD, MAXIMIZE, MULTIPLY, MASK_UPDATE, RETURN, RETURN_BY_RANK, ROUND_VALUES,
+            ROUND_SCORES, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _step_block(
-    row, start, mask, selection_table, parameter, draw, key0, key1, rounding_draw, rounding_key0, rounding_key1, decay,
-    return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2, one_minus_beta2, BLOCK: tl.constexpr,
-    PARAM_TYPE: tl.constexpr, GRAD_TYPE: tl.constexpr, STATE_TYPE: tl.constexpr, SCORE_TYPE: tl.constexpr,
-    LARGEST: tl.constexpr, LARGEST_SCORE: tl.constexpr, ALIGNED: tl.constexpr, RUN: tl.constexpr,
-    ACCUMULATE: tl.constexpr, SELECT: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
-    MASK_UPDATE: tl.constexpr, RETURN: tl.constexpr, RETURN_BY_RANK: tl.constexpr, ROUND_VALUES: tl.constexpr,
-    ROUND_SCORES: tl.constexpr, MASKED: tl.constexpr,
+    row, start, mask, selection_table, parameter, draw, key0, key1, rounding_draw, rounding_key0, rounding_key1,
+    gradient_factor, decay, return_rate, negative_step_size, eps, beta1, one_minus_beta1, beta2, one_minus_beta2,
+    BLOCK: tl.constexpr, PARAM_TYPE: tl.constexpr, GRAD_TYPE: tl.constexpr, STATE_TYPE: tl.constexpr,
+    SCORE_TYPE: tl.constexpr, LARGEST: tl.constexpr, LARGEST_SCORE: tl.constexpr, ALIGNED: tl.constexpr,
+    RUN: tl.constexpr, ACCUMULATE: tl.constexpr, SELECT: tl.constexpr, AMSGRAD: tl.constexpr, MAXIMIZE: tl.constexpr,
+    MULTIPLY: tl.constexpr, MASK_UPDATE: tl.constexpr, RETURN: tl.constexpr, RETURN_BY_RANK: tl.constexpr,
+    ROUND_VALUES: tl.constexpr, ROUND_SCORES: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The step of BLOCK elements. Tensors are fetched one after the other where they are used, to save registers."""
     grad = load(elements(row, GRAD, start, GRAD_TYPE, ALIGNED, BLOCK), mask, MASKED).to(tl.float32)
+    if MULTIPLY:
+        grad = (grad * gradient_factor).to(GRAD_TYPE).to(tl.float32)
     if SELECT:
         rank_code = load(elements(row, RANK_CODE, start, tl.uint8, ALIGNED, BLOCK), mask, MASKED)
     parameter_bits = 0
     bits = 0
     if ROUND_VALUES or ROUND_SCORES:
-        words = _words(row, start, parameter, rounding_draw, rounding_key0, rounding_key1, FOR_ROUNDING, RUN, BLOCK)
-        parameter_bits = words >> 16
-        bits = words & 0xFFFF
+        parameter_bits = _drawn(row, start, parameter, rounding_draw, rounding_key0, rounding_key1, True, RUN, BLOCK)
+        bits = (parameter_bits & 0xFF) << 8 | parameter_bits >> 8
     if ACCUMULATE:
         pointers = elements(row, IMPORTANCE, start, SCORE_TYPE, ALIGNED, BLOCK)
         scores = add_squares(load(pointers, mask, MASKED).to(tl.float32), grad, LARGEST_SCORE)
         store_rounded(pointers, scores, bits, mask, ROUND_SCORES, MASKED)
     if SELECT:
-        words = _words(row, start, parameter, draw, key0, key1, FOR_MASKS, RUN, BLOCK)
+        words = _drawn(row, start, parameter, draw, key0, key1, False, RUN, BLOCK)
         entry = tl.load(selection_table + rank_code.to(tl.int32)).to(tl.uint64, bitcast=True)
         threshold = entry.to(tl.uint32)
         kept = words < threshold
@@ -193,19 +201,17 @@ def _step_block(
 
 
 @triton.jit
-def _words(
-    row, start, parameter, draw, key0, key1, PURPOSE: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    first_index = tl.load(row + FIRST_INDEX)
+def _drawn(row, start, parameter, draw, key0, key1, HALVES: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr):
+    """The words for the masks of BLOCK elements, or the halves for rounding."""
+    first = tl.load(row + FIRST_INDEX)
     if RUN:
-        words = words_of_run(first_index + start, parameter, draw, key0, key1, PURPOSE, BLOCK)
+        of_run: tl.constexpr = halves_of_run if HALVES else words_of_run
+        drawn = of_run(first + start, parameter, draw, key0, key1, BLOCK)
     else:
-        inner_length = tl.load(row + INNER_LENGTH)
-        outer_stride = tl.load(row + OUTER_STRIDE)
-        words = words_of_shard(
-            start, first_index, inner_length, outer_stride, parameter, draw, key0, key1, PURPOSE, BLOCK
-        )  # fmt: skip
-    return words
+        of_shard: tl.constexpr = halves_of_shard if HALVES else words_of_shard
+        inner, stride = tl.load(row + INNER_LENGTH), tl.load(row + OUTER_STRIDE)
+        drawn = of_shard(start, first, inner, stride, parameter, draw, key0, key1, BLOCK)
+    return drawn
 
 
 @triton.jit

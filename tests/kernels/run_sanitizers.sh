@@ -23,6 +23,6 @@ export LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-f
 export ASAN_OPTIONS=detect_leaks=0 # Python frees little at exit
 export UBSAN_OPTIONS=print_stacktrace=1
 "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys tests/kernels/test_native*.py tests/kernels/test_backends.py \
-    tests/kernels/test_stochastic_rounding.py "$@"
+    tests/kernels/test_stochastic_rounding.py tests/kernels/test_gradient_factor.py "$@"
 "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys tests/roast_optim/test_random_training.py \
     tests/roast_optim/test_step_plans.py -k native "$@"

@@ -52,8 +52,7 @@ def elements(position: Position, count: int) -> npt.NDArray[np.uint64]:
 
 
 def bits(position: Position, count: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    words = rounding.words_of_step(SEED, position.parameter_id, STEPS + 1, elements(position, count))
-    return rounding.halves(words)
+    return rounding.bits_of_step(SEED, position.parameter_id, STEPS + 1, elements(position, count))
 
 
 def a_step(dtype: torch.dtype, position: Position, tensors: dict[str, Tensor], **options: Any) -> Step:
@@ -126,9 +125,9 @@ def test_the_bits_follow_step_counts_of_any_size(
     run(step, backend, instruction_set)
     counted = int(step.rows[0].step)
     assert count < counted <= count + 1024
-    words = rounding.words_of_step(SEED, 3, counted % 2**32, np.arange(65536))
+    its_bits, _ = rounding.bits_of_step(SEED, 3, counted % 2**32, np.arange(65536))
     exact = param.double().numpy() * (1 - 2.0**-10)
-    expected = rounding.stochastically_rounded(exact, rounding.halves(words)[0], FORMATS[dtype])
+    expected = rounding.stochastically_rounded(exact, its_bits, FORMATS[dtype])
     assert_same_numbers(step.rows[0].param, expected)
 
 
@@ -267,16 +266,32 @@ def test_the_mean_of_many_rounded_updates_is_the_update(dtype: torch.dtype, devi
     assert abs(float((moved / steps).var()) / of_element**2 - 1) <= 4 * (2 / count) ** 0.5
 
 
-def test_the_bits_are_independent_of_the_masks_and_of_each_other() -> None:
+@pytest.mark.parametrize("position", POSITIONS, ids=str)
+def test_the_reference_draws_the_bits_of_the_oracle(position: Position) -> None:
+    for start, count in ((0, 1000), (5, 1), (40_003, 999)):
+        drawn = reference.draw_halves(
+            position, start, count, seed=SEED, draw_number=STEPS + 1, device=torch.device("cpu")
+        )
+        expected = bits(position, start + count)[0][start:]
+        np.testing.assert_array_equal(drawn.numpy().astype(np.uint64), expected)
+
+
+def test_the_bits_are_independent_of_the_masks_of_other_steps_and_of_neighbours() -> None:
     count, seed = 200_000, 12345
-    place = Position.whole(0, count)
-    step = reference.draw_words(
-        place, 0, count, seed=seed, draw_number=3, device=torch.device("cpu"), purpose=reference.FOR_ROUNDING
-    )
-    expected = rounding.words_of_step(seed, 0, 3, np.arange(count))
-    np.testing.assert_array_equal(step.numpy().astype(np.uint64), expected)
-    parameter, state = rounding.halves(expected)
-    series = [philox.random_words(seed, 0, 3, np.arange(count)), parameter, state]
-    series.append(rounding.halves(rounding.words_of_step(seed, 0, 4, np.arange(count)))[0])
-    correlations = np.corrcoef(np.array(series, dtype=np.float64))
-    assert (np.abs(correlations - np.eye(len(series))) <= 4 / count**0.5).all()
+    own, of_state = rounding.bits_of_step(seed, 0, 3, np.arange(count))
+    series = [philox.random_words(seed, 0, 3, np.arange(count)), rounding.bits_of_step(seed, 0, 4, np.arange(count))[0]]
+    for number in (own, of_state):
+        every = [number, *series, *(np.roll(number, shift) for shift in range(1, 8))]
+        correlations = np.corrcoef(np.array(every, dtype=np.float64))
+        assert (np.abs(correlations[0, 1:]) <= 4.5 / count**0.5).all()
+        shares = np.bincount(number.astype(np.int64) >> 8, minlength=256) / count
+        assert (np.abs(shares - 1 / 256) <= 4.5 * (1 / 256 / count) ** 0.5).all()
+
+
+def test_rounding_a_parameter_hardly_depends_on_rounding_its_state() -> None:
+    """Of all 65,536 numbers, by themselves and with their bytes exchanged, against limits all over their range."""
+    every = np.arange(65536)
+    exchanged = every // 256 + every % 256 * 256
+    limits = 65536 * np.arange(1, 32) // 32 + 77
+    both = np.array([[np.mean((every < own) & (exchanged < other)) for other in limits] for own in limits])
+    assert np.abs(both - np.outer(limits, limits) / 65536**2).max() <= 2.0**-8

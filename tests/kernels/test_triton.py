@@ -22,6 +22,7 @@ INTERPRETED = {
     "tests/kernels/triton": 180,
     "tests/kernels/test_backends.py": 20,
     "tests/kernels/test_stochastic_rounding.py": 30,
+    "tests/kernels/test_gradient_factor.py": 20,
     "tests/roast_optim/test_conformity.py": 200,
     "tests/roast_optim/test_random_training.py": 16,
 }
@@ -179,3 +180,15 @@ def test_a_capture_keeps_its_tables_and_what_they_are_made_of(monkeypatch: pytes
         launch.DeviceTables().get("selection", torch.device("cpu"), lambda: torch.ones(1))
     monkeypatch.setattr(launch, "capturing", lambda: False)
     assert tables.get("selection", torch.device("cpu"), lambda: torch.ones(1), made_of) is before
+
+
+def test_a_captured_launch_keeps_the_scalars_that_its_replays_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[torch.Tensor] = []
+    tables, factor = launch.DeviceTables(held), torch.tensor(0.5)
+    tables.keep(factor)
+    assert held == []
+    monkeypatch.setattr(launch, "capturing", lambda: True)
+    tables.keep(factor)
+    assert held == [factor]
+    with pytest.raises(RuntimeError, match="cannot hold this: its tables would be freed before a replay reads them"):
+        launch.DeviceTables().keep(factor)

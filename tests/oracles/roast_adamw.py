@@ -136,10 +136,10 @@ class RoastAdamWOracle:
         state, parameter = self._state(group, index), group.parameters[index]
         state.step += 1
         if group.selective and self.importance == "gradient" and group.steps_since_refresh % self.importance_every == 0:
-            words = rounding.words_of_step(
+            _, bits = rounding.bits_of_step(
                 self.seed, self._parameter_id(group_index, index), state.step, np.arange(gradient.size)
             )
-            self._accumulate(state, gradient, rounding.halves(words)[1].reshape(gradient.shape))
+            self._accumulate(state, gradient, bits.reshape(gradient.shape))
 
         g = gradient.astype(np.float64)
         g = -g if group.maximize else g

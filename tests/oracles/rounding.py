@@ -54,14 +54,18 @@ def stochastically_rounded(values: npt.ArrayLike, bits: npt.ArrayLike, to: Forma
     return np.where(finite, np.copysign(rounded, exact), exact)
 
 
-def halves(words: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """The bits for a parameter and those for its state: upper and lower half of a word."""
-    return words >> np.uint64(16), words & np.uint64(0xFFFF)
+def bits_of_step(
+    seed: int, parameter_id: int, step: int, elements: npt.ArrayLike
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """The 16 bits of each element in a step, for the parameter and for its state.
 
-
-def words_of_step(seed: int, parameter_id: int, step: int, elements: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """The word of each element in a step: that of a mask, but of a block whose number has its highest bit set."""
-    return philox.random_words(seed, parameter_id, step, elements, first_block=2**63)
+    Two neighbours share a word, of which the one of even index has the lower half: the word that a mask of half the
+    index would have, but of a block whose number has its highest bit set. The state's have their bytes exchanged.
+    """
+    index = np.asarray(elements, dtype=np.uint64)
+    words = philox.random_words(seed, parameter_id, step, index // np.uint64(2), first_block=2**63)
+    own = np.where(index % np.uint64(2) == 1, words // np.uint64(65536), words % np.uint64(65536))
+    return own, own // np.uint64(256) + own % np.uint64(256) * np.uint64(256)
 
 
 def bits_of_measured(gradient: npt.NDArray[np.floating], importance: npt.NDArray[np.float32]) -> Any:

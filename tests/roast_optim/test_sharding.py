@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from roast_optim.sharding import local, position_of
@@ -22,6 +22,12 @@ def rank(request: pytest.FixtureRequest) -> Iterator[int]:
     dist.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=WORLD)
     yield request.param
     dist.destroy_process_group()
+
+
+def spread_over(mesh: DeviceMesh, whole: torch.Tensor, spread: Sequence[Placement]) -> DTensor:
+    """The part of a tensor that every process has; nothing is sent, as distribute_tensor of torch 2.6 would."""
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=spread)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_placement_names_the_local_elements(
 ) -> None:
     mesh = init_device_mesh("cpu", mesh_shape)
     whole = torch.arange(torch.Size(shape).numel()).view(shape)
-    part = distribute_tensor(whole, mesh, spread, src_data_rank=None)
+    part = spread_over(mesh, whole, spread)
     place = position_of(part, 3)
     j = torch.arange(local(part).numel())
     elements = place.first_index + j // place.inner_length * place.outer_stride + j % place.inner_length
@@ -59,7 +65,7 @@ def test_placement_names_the_local_elements(
 
 def test_shards_that_are_not_evenly_spaced_are_refused(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2))
-    part = distribute_tensor(torch.zeros(3, 4, 6), mesh, [Shard(1), Shard(2)], src_data_rank=None)
+    part = spread_over(mesh, torch.zeros(3, 4, 6), [Shard(1), Shard(2)])
     with pytest.raises(ValueError, match=r"parameter 5 .* not evenly spaced"):
         position_of(part, 5)
 

@@ -156,8 +156,10 @@ def _with_tensors(row: StepRow, change: Callable[[Tensor], Tensor], apart: Itera
 
 def _options(options: StepOptions, change: Callable[[Tensor], Tensor]) -> StepOptions:
     """The betas stay where they are: on a GPU they would send the step to the reference."""
-    selection, lr = options.selection, options.lr
+    selection = options.selection
     if selection is not None:
         tables = {"thresholds": change(selection.thresholds), "rescaling": change(selection.rescaling)}
         selection = replace(selection, **tables)
-    return replace(options, selection=selection, lr=change(lr) if isinstance(lr, Tensor) else lr)
+    scalars = {name: getattr(options, name) for name in ("lr", "gradient_factor")}
+    scalars = {name: change(scalar) for name, scalar in scalars.items() if isinstance(scalar, Tensor)}
+    return replace(options, selection=selection, **scalars)

@@ -83,13 +83,21 @@ class OptimizerAndOracle:
         self.optimizer.step()
         self.oracle.step(gradients)
 
-    def measure(self, gradients: Gradients | None = None) -> None:
+    def multiplied(self, gradients: Gradients, factor: float) -> Gradients:
+        """Times the factor: in float32, or in float64 if the parameters are, and rounded to their dtype."""
+        wide = np.float64 if self.dtype == torch.float64 else np.float32
+        return [
+            [None if each is None else self.rounded(each.astype(wide) * wide(factor)) for each in of_group]
+            for of_group in gradients
+        ]
+
+    def measure(self, gradients: Gradients | None = None, gradient_factor: float | Tensor = 1.0) -> None:
         """One step of both inside measure_importance()."""
         gradients = self.gradients() if gradients is None else gradients
         self.set_gradients(gradients)
         with self.optimizer.measure_importance():
-            self.optimizer.step()
-        self.oracle.measure(gradients)
+            self.optimizer.step(gradient_factor=gradient_factor)
+        self.oracle.measure(self.multiplied(gradients, float(gradient_factor)))
 
     def refresh(self) -> None:
         """A refresh of both."""

@@ -72,13 +72,16 @@ def operation(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrateg
     return st.builds(Operation, st.just(name), st.tuples(*arguments))
 
 
+gradient_factors = st.sampled_from([0.3, 1, torch.tensor(0.7), torch.tensor([-0.25], dtype=torch.float64)])
 some_group = st.integers(0, 7)  # modulo the number of groups
 operations = st.one_of(
     operation("step", st.sampled_from(GRADIENT_KINDS)),
     operation("step", st.just("ordinary")),
     operation("step", st.just("ordinary")),
+    operation("step", st.sampled_from(GRADIENT_KINDS), gradient_factors),
     operation("refresh"),
     operation("measure"),
+    operation("measure", gradient_factors),
     operation("skip"),
     operation("add_group", groups),
     operation("save_and_load"),
@@ -150,14 +153,14 @@ class RandomTraining:
 
     # ------------------------------------------------------------------------------------------------- the operations
 
-    def step(self, kind: str) -> None:
+    def step(self, kind: str, gradient_factor: float | Tensor = 1.0) -> None:
         gradients = self.gradients(kind)
         self.pair.set_gradients(gradients)
         before = [None if grad is None else grad.clone() for grad in self.all_gradients()]
         random_state = global_random_state()
         moments = [None if state is None else state.exp_avg.copy() for _, state in self.pair.states()]
-        self.pair.optimizer.step()
-        self.pair.oracle.step(gradients)
+        self.pair.optimizer.step(gradient_factor=gradient_factor)
+        self.pair.oracle.step(self.pair.multiplied(gradients, float(gradient_factor)))
         self.steps += 1
         if self.options["betas"][0] == 0:
             self.check_masks(moments)
@@ -170,8 +173,8 @@ class RandomTraining:
     def refresh(self) -> None:
         self.pair.refresh()
 
-    def measure(self) -> None:
-        self.pair.measure(self.gradients("ordinary"))
+    def measure(self, gradient_factor: float | Tensor = 1.0) -> None:
+        self.pair.measure(self.gradients("ordinary"), gradient_factor)
 
     def skip(self) -> None:
         """What GradScaler does after an overflow: gradients, and no step."""

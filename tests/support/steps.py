@@ -38,6 +38,7 @@ OPTION_STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "pretrained_decay_by": st.sampled_from(["uniform", "rank"]),
     "stochastic_rounding": st.booleans(),
     "rounding_seed": st.sampled_from([0, 2**40 + 7, 2**64 - 1]),
+    "gradient_factor": st.sampled_from([1.0, 1.0, 1.0, 0.3, torch.tensor(-0.7), torch.tensor([0.4]).double()[0]]),
 }
 score_dtypes = st.sampled_from(SCORE_DTYPES)
 selection_targets = st.sampled_from(["gradient", "gradient", "update"])

@@ -23,6 +23,7 @@ TESTS = (
     "tests/kernels/triton",
     "tests/kernels/test_backends.py",
     "tests/kernels/test_stochastic_rounding.py",
+    "tests/kernels/test_gradient_factor.py",
     "tests/roast_optim/test_conformity.py",
 )
 TESTS_IN_DRY_RUN = ("tests/kernels/triton/test_optimizer.py", "-k", "measured or checkpoint")

@@ -122,7 +122,17 @@ def test_an_error_of_values_is_relative_to_the_largest_and_nan_never_passes(monk
 
 def test_cases_reach_every_variant_that_is_promised() -> None:
     names = " ".join(case.name for case in STEP_CASES)
-    for word in ("aligned", "unaligned", "shard", "2^34", "bfloat16", "float16", "amsgrad", "on the device"):
+    for word in (
+        "aligned",
+        "unaligned",
+        "shard",
+        "2^34",
+        "bfloat16",
+        "float16",
+        "amsgrad",
+        "on the device",
+        "rounding",
+    ):
         assert word in names
     assert {(0,), ()} <= set(cases.SHAPES)
     unaligned = next(case for case in STEP_CASES if case.unaligned)

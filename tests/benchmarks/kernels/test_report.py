@@ -55,14 +55,14 @@ def test_report_holds_every_row_of_every_file(tmp_path: Path) -> None:
     reason = {"what": "step, 25M", "candidate": "triton", "device": "cuda", "not_measured": "no CUDA device"}
     memory = {"what": "extra memory of a step, 25M", "candidate": "reference", "device": "cpu", "extra_bytes": 5e6}
     write_json(first, [step_row(1.3), memory, reason])
-    write_json(second, [step_row(1.6, candidate="native (avx2)")])
+    write_json(second, [step_row(1.35, candidate="native (avx2)")])
     assert main([str(first), str(second), "--output", str(tmp_path / "results")]) == 0
     text = (tmp_path / "results" / TABLE).read_text()
     assert (
         text.count("Some Processor, 2 cores, 2 threads; native: avx512; Linux x86_64; python 3.11.7, torch 2.13.0") == 1
     )
     for line in (
-        f"| step, 25M: native (avx2) / {FUSED} | 1.60 | 1.70 | 1.40 | yes |",
+        f"| step, 25M: native (avx2) / {FUSED} | 1.35 | 1.40 | 1.32 | yes |",
         f"| step, 25M | native (avx512) | 65 ms | {FUSED}, 50 ms | 1.30 [1.20, 1.40] | 917 MB | 125% |  |",
         "| extra memory of a step, 25M | reference |  |  |  |  |  | 5 MB |",
         "| step, 25M: triton (cuda) | no CUDA device |",

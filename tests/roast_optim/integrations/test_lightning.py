@@ -19,6 +19,16 @@ from tests.roast_optim.integrations.loops import MAX_NORM, STEPS, batch, halves,
 from tests.support.snapshot import assert_same_snapshots, snapshot
 
 
+def test_lightning_refuses_to_clip_for_an_optimizer_that_says_that_it_unscales() -> None:
+    """Why RoastAdamW does not say so, as docs/recipes/README.md has it."""
+    _, optimizer = model_and_optimizer()
+    precision = MixedPrecision("16-mixed", "cpu")
+    precision.clip_gradients(optimizer, 1.0)
+    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping because it performs unscaling"):
+        precision.clip_gradients(optimizer, 1.0)
+
+
 class Module(LightningModule):
     def __init__(self, dropout: float = 0.0, **options: Any) -> None:
         super().__init__()

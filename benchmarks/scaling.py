@@ -226,21 +226,19 @@ def communication_table(rows: dict[tuple[str, int], Row]) -> str:
     return "\n".join(lines)
 
 
-def factors(blocks: int) -> str:
-    """How often a model of so many blocks is gathered and reduced, in words."""
-    plain, adversarial = (collectives_of_training(each, blocks) for each in (False, True))
-    return (
-        f"How often a model of {blocks} blocks is gathered in one pass, as counted in a small one: plain training, its "
-        f"blocks {plain['gathered'].blocks:.3g} times and the rest {plain['gathered'].rest:.3g}; with the adversary, "
-        f"{adversarial['gathered'].blocks:.3g} and {adversarial['gathered'].rest:.3g}. Either reduces the gradients "
-        "once."
-    )
+def gathering_table(blocks: int) -> str:
+    """How often a model of so many blocks is gathered."""
+    lines = [f"| gathered in a pass, {blocks} blocks | the blocks | the rest |", "|---|---:|---:|"]
+    for name, adversarial in (("plain training", False), ("with the adversary", True)):
+        gathered = collectives_of_training(adversarial, blocks)["gathered"]
+        lines.append(f"| {name} | {gathered.blocks:.3g} times | {gathered.rest:.3g} times |")
+    return "\n".join(lines)
 
 
 def tables() -> str:
-    """Both tables, computed now."""
+    """All tables, computed now."""
     rows = {(name, size): simulate(make, size) for name, make in MODELS.items() for size in WORLD_SIZES}
-    return f"{memory_table(rows)}\n\n### What processes send\n\n{communication_table(rows)}\n\n{factors(12)}"
+    return f"{memory_table(rows)}\n\n### What processes send\n\n{communication_table(rows)}\n\n{gathering_table(12)}"
 
 
 # ------------------------------------------------------------------------------------------------------------- overhead

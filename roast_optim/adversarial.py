@@ -39,8 +39,9 @@ class AdversarialEmbedding:
         ``e_adv = e + step_size * d / max|d|``
         ``loss = clean_weight * L(e) + adversarial_weight * L(e_adv) + consistency_weight * (KL(p||q) + KL(q||p))``
 
-    where p and q are the model's predictions from e and e_adv. e_adv is a constant: nothing reaches the embeddings
-    through the second pass. Dropout is drawn anew in it, as the authors do; no other random state is touched.
+    where p and q are the model's predictions from e and e_adv. Call it like the model: it returns what the model
+    returned for e, with the loss replaced. In evaluation mode, or without gradients, the call is the model's own.
+    ``docs/adversary.md`` says what happens with padding, several predictions, compiled and distributed models.
 
     >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(8 * 5, 2))
     >>> ids, labels = torch.randint(0, 50, (4, 5)), torch.tensor([0, 1, 1, 0])
@@ -48,14 +49,6 @@ class AdversarialEmbedding:
     ...     adversary(ids, labels=labels).loss.backward()  # of a model with a loss: adversary(**batch).loss.backward()
     >>> sorted(adversary.last_losses)
     ['adversarial', 'consistency', 'task']
-
-    Call it like the model: it returns what the model returned in the clean pass, with the loss replaced. Outputs of
-    transformers have it as ``.loss``, tuples in its place (before all others, if ``loss_fn`` computed it), and for a
-    plain tensor a named tuple (loss, logits) is returned. In evaluation mode, or without gradients, the call is the
-    model's own; in evaluation mode with gradients that is said once, for it is likely a forgotten ``model.train()``. In
-    training mode it needs ``labels``, or whatever else the model computes its loss from. What it does with padding,
-    several predictions, inputs and buffers that the model changes, compiled and distributed models stands in
-    ``docs/adversary.md``.
 
     Args:
         model: returns its loss and logits, or see ``loss_fn``. An attribute, which may be set to a wrapper.
@@ -65,25 +58,18 @@ class AdversarialEmbedding:
         adversarial_weight: of the task loss of the adversarial pass.
         clean_weight: of the task loss of the clean pass.
         norm: in which ``step_size`` is measured: "linf", as above; "sign": ``sign(d)``; "l2": ``d / ||d||``.
-        embedding: what is perturbed. None: the output of the embedding block, whose scale is about 1. "word": the
-            word-embedding table, whose scale is far smaller (about 0.04), so that it needs a smaller step. Or a module
-            of the model that returns one tensor ``[batch, tokens, hidden]``, once per forward pass. See
-            :func:`.embedding_block.find_embedding_output`, and ``embedding_name`` for what was found.
-        gradient: "exact": both predictions of the consistency loss are differentiated; forward and backward cost about
-            7/3 of the model's. "fast": p is a constant, so that one backward of the clean pass serves both d and the
-            update (6/3). Its gradients are held until the loss is backpropagated, in the memory of one more set of
-            gradients. All of the output but the loss is detached. Not for sharded models.
+        embedding: what is perturbed. None: the output of the embedding block. "word": the word-embedding table, whose
+            scale is far smaller. Or a module that returns one tensor ``[batch, tokens, hidden]``, once per pass.
+        gradient: "exact": both predictions of the consistency loss are differentiated. "fast": p is a constant, which
+            saves a backward pass; all of the output but the loss is detached. Not for sharded models.
         loss_fn: ``loss_fn(output, labels)`` with the model's output and the ``labels=`` of the call, which are then
-            not passed to the model. Labels of tokens are those at their place: shift them yourself for a language
-            model. A :class:`.TaskLoss` also says by what the loss is divided. None: the model computes its loss.
+            not passed to the model. A :class:`.TaskLoss` also says by what it is divided. None: the model's own loss.
         logits_fn: ``logits_fn(output)`` returns the predictions that the consistency loss compares, a tensor
-            ``[..., classes]`` or several in a tuple or dict. None: all in the output are compared, found by their names
-            (:func:`.model_output.predictions_of`), and their divergences added.
+            ``[..., classes]`` or several in a tuple or dict. None: all in the output, found by their names.
         scale: "absolute": ``step_size`` is in units of the embeddings. "relative": it is a share of each token's own
-            embedding; the perturbation is that long in the l2 norm, whatever ``norm`` shapes it. A step of more than a
-            quarter of the embeddings is said once.
-        start_noise: if not 0, d is taken in a pass of its own, at ``e + start_noise * U(0, 1)``, as in the authors'
-            code with 1e-5 (8/3 of the model's cost). The noise has its own generator, which starts with seed 0.
+            embedding, in the l2 norm.
+        start_noise: if not 0, d is taken in a pass of its own, at ``e + start_noise * U(0, 1)``; the authors' code has
+            1e-5.
 
     Attributes:
         last_losses: "task", "adversarial" and "consistency" loss of the last call in training mode, detached and

@@ -78,6 +78,18 @@ class RoastAdamW(Optimizer):
     A parameter whose state is made after its group's first refresh (it was frozen, say) counts as most important until
     the next refresh ranks it. Options that are not group options are not saved: construct the optimizer with the same
     ones before ``load_state_dict``.
+
+    Example, with a refresh after every second step:
+        >>> _ = torch.manual_seed(0)
+        >>> block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        >>> model = nn.Sequential(nn.TransformerEncoder(block, 2), nn.Linear(16, 2))
+        >>> optimizer = RoastAdamW(model, lr=1e-3, alpha=0.6, beta=1.0, refresh_every=2)
+        >>> for _ in range(3):
+        ...     model(torch.randn(8, 5, 16)).square().mean().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> round(optimizer.selection_stats()["expected_share"], 2)  # of the elements are updated in a step
+        0.46
     """
 
     def __init__(

@@ -42,6 +42,18 @@ def selective_param_groups(
         TypeError: ``model`` is no module.
         ValueError: ``weight_decay`` is negative or not finite; the model has no transformer blocks, or none that is
             trainable; a pattern of ``always_update`` matches no parameter.
+
+    Example:
+        >>> block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        >>> model = nn.ModuleDict({
+        ...     "embedding": nn.Embedding(50, 16), "blocks": nn.TransformerEncoder(block, 2), "head": nn.Linear(16, 2)
+        ... })
+        >>> for group in selective_param_groups(model, weight_decay=0.01):
+        ...     print(group["selective"], group["weight_decay"], len(group["params"]))
+        True 0.01 8
+        True 0.0 16
+        False 0.01 2
+        False 0.0 1
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

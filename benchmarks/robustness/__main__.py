@@ -52,6 +52,8 @@ def report(settings: Settings, rows: Sequence[Row], console: Console) -> None:
     amounts = f"rows: {rows[0]['train_rows']}, epochs: {rows[0]['epochs']}, seeds: {settings.seeds}"
     title = f"{settings.task}, {Path(settings.model).name}; {amounts}"
     console.print(results_table(title, summaries))
+    if settings.changes:
+        console.print(f"Settings: {' '.join(settings.changes)}", highlight=False, soft_wrap=True, markup=False)
     chosen = {**asdict(settings), "output": str(settings.output)}
     methods = {each.method: each.as_json() for each in summaries}
     advice = recommendation(rows) if settings.purpose == "final" else None

@@ -25,6 +25,7 @@ from .markdown import (
     sets_table,
     worst_group,
 )
+from .names import title_of
 from .protocol import Protocol
 from .report import by_average
 from .runs import Row
@@ -67,7 +68,7 @@ def sections(protocol: Protocol, runs: Runs, seeds: int) -> Iterator[str]:
     yield f"Relative improvement over plain fine-tuning at its best setting ({told(protocol, PLAIN)}), by average.\n"
     yield improvement_table(gains)
     for name in (each for each in runs if each.startswith(f"{PLAIN} ")):
-        yield f"\nThe same over {name} ({told(protocol, name)}).\n"
+        yield f"\nThe same over {title_of(name)} ({told(protocol, name)}).\n"
         rest = {other: found for other, found in runs.items() if other != name}
         yield improvement_table(by_average(improvements(rest, runs[name], error_rate)))
     yield "\nScores, with intervals of 95%. Seconds depend on what else the machine did.\n"
@@ -103,7 +104,7 @@ def details_table(protocol: Protocol, runs: Runs) -> str:
         cost = f"{mean_seconds(rows) / mean_seconds(runs[PLAIN]):.2f}"
         mark = " (hardly learned)" if mean_accuracy(rows) < best - LEARNED else ""
         settings = told(protocol, name)
-        lines.append(row_of(name + mark, settings, *accuracies, percent(worst_group(rows)), *errors, cost))
+        lines.append(row_of(title_of(name) + mark, settings, *accuracies, percent(worst_group(rows)), *errors, cost))
     return "\n".join(lines)
 
 

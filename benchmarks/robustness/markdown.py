@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from roast_optim.evaluation.scores import PERSPECTIVES, Perspective, mean
 from roast_optim.evaluation.tables import percent
 
+from .names import title_of
 from .runs import Row
 from .summary import ERROR_RATE, Interval, improvement_interval, score_interval, set_score_interval
 
@@ -22,7 +23,7 @@ def scores_table(runs: Runs) -> str:
     for label, seeds in runs.items():
         seconds = mean_seconds(seeds)
         cost = f"{seconds / plain_seconds:.2f}" if plain_seconds else "-"
-        lines.append(row_of(label, *cells[label], f"{seconds:.0f}", cost))
+        lines.append(row_of(title_of(label), *cells[label], f"{seconds:.0f}", cost))
     return "\n".join(lines)
 
 
@@ -49,7 +50,7 @@ def improvement_table(found: Mapping[str, Mapping[str, Interval | None]]) -> str
     lines = [header("Method", *titles)]
     columns = {title: {label: values[title] for label, values in found.items()} for title in titles}
     for label in found:
-        lines.append(row_of(label, *(marked(columns[title], label, 1.0) for title in titles)))
+        lines.append(row_of(title_of(label), *(marked(columns[title], label, 1.0) for title in titles)))
     return "\n".join(lines)
 
 
@@ -64,7 +65,7 @@ def calibration_and_anomalies_table(runs: Runs) -> str:
     )
     cells = marked_cells(runs, scores, set_score_interval)
     lines = [header("Method", *(each.title for each in scores))]
-    lines += [row_of(label, *cells[label]) for label in runs]
+    lines += [row_of(title_of(label), *cells[label]) for label in runs]
     return "\n".join(lines)
 
 
@@ -86,7 +87,7 @@ def sets_table(runs: Runs) -> str:
     lines = [header("Method", *names, "Worst group")]
     for label, values in found.items():
         cells = (percent(values.get(name)) for name in names)
-        lines.append(row_of(label, *cells, percent(worst_group(runs[label]))))
+        lines.append(row_of(title_of(label), *cells, percent(worst_group(runs[label]))))
     return "\n".join(lines)
 
 
@@ -146,7 +147,7 @@ def groups_table(runs: Runs) -> str:
     columns = list(dict.fromkeys(group for mine in found.values() for group in mine))
     lines = [header("Method", *(f"{kind.replace('_', ' ')}: {name}" for kind, name in columns))]
     for label, mine in found.items():
-        lines.append(row_of(label, *(percent(mean(mine.get(group, []))) for group in columns)))
+        lines.append(row_of(title_of(label), *(percent(mean(mine.get(group, []))) for group in columns)))
     return "\n".join(lines)
 
 
@@ -163,7 +164,7 @@ def distance_table(runs: Runs) -> str:
         for key, epoch in columns:
             value = mean([at[key] for row in seeds.values() for at in trajectory_of(row) if at["epoch"] == epoch])
             cells.append("-" if value is None else f"{100 * value:.0f}%" if key == "share_moved" else f"{value:.2f}")
-        lines.append(row_of(label, *cells))
+        lines.append(row_of(title_of(label), *cells))
     return "\n".join(lines)
 
 

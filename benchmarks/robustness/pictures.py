@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from roast_optim.evaluation.metrics import ReliabilityBins
 from roast_optim.evaluation.pictures import BLUE, reliability_diagram, save
 
+from .names import title_of
 from .runs import Row, canonical, settings_of
 from .summary import Interval
 
@@ -23,7 +24,7 @@ COLOURS = 20  # of the colour map for lines
 
 def reliability_of_runs(path: Path, runs: Mapping[str, Sequence[Row]]) -> bool:
     """One panel per label of `runs`; the rows of all labelled sets and all seeds are pooled."""
-    return reliability_diagram(path, {label: pooled_bins(rows) for label, rows in runs.items()})
+    return reliability_diagram(path, {title_of(label): pooled_bins(rows) for label, rows in runs.items()})
 
 
 def pooled_bins(rows: Sequence[Row]) -> ReliabilityBins:
@@ -40,7 +41,7 @@ def improvement_bars(path: Path, improvements: Mapping[str, Mapping[str, Interva
     if not improvements:
         return False
     titles = list(next(iter(improvements.values())))
-    figure, panels = panels_of_methods(titles, list(improvements), "relative improvement over plain (%)")
+    figure, panels = panels_of_methods(titles, list(improvements), "relative improvement over plain fine-tuning (%)")
     for panel, title in zip(panels, titles, strict=True):
         panel.axvline(0, color="black", linewidth=0.8)
         for place, values in enumerate(improvements.values()):
@@ -78,7 +79,7 @@ def panels_of_methods(titles: Sequence[str], labels: Sequence[str], measure: str
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
         panel.set_axisbelow(True)
-    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_yticks(range(len(labels)), [*map(title_of, labels)])
     panels[0].invert_yaxis()
     figure.supxlabel(measure, fontsize=9)
     return figure, panels
@@ -99,7 +100,7 @@ def distance_curves(path: Path, runs: Mapping[str, Mapping[int, Row]]) -> bool:
             epochs = [point["epoch"] for point in trajectories[0]]
             means = numpy.mean([[point[kind] for point in each] for each in trajectories], axis=0)
             style = "-" if number < COLOURS else "--"
-            panel.plot(epochs, means, style, marker="o", markersize=3, label=label, color=colour(number))
+            panel.plot(epochs, means, style, marker="o", markersize=3, label=title_of(label), color=colour(number))
         panel.set(xlabel="epochs", title=title)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from roast_optim.evaluation.scores import PERSPECTIVES
 
 from .markdown import mean_seconds
+from .names import title_of
 from .runs import Row
 from .sources.files import OWN_DATA
 from .summary import ERROR_RATE, Interval, improvement_interval
 
 Runs = Mapping[int, Row]  # of one method, by seed
 PLAIN = "plain"
+# Points by which another seed moves a method's average gain, one standard deviation: docs/questions/one_seed.md.
+SEED_SPREAD = 4
 
 
 def recommendation(rows: Sequence[Row]) -> str:
@@ -62,12 +65,14 @@ def advice(
     unbeaten = [name for name in better if not any(beats(other, name, runs, error_rate) for other in better)]
     chosen = min(unbeaten or better, key=lambda name: mean_seconds(runs[name]))
     sentences = [
-        f"Fine-tune with {chosen}: it is shown to beat plain fine-tuning {where}, by {as_text(gains[chosen])}, for "
-        f"{cost(chosen, runs)} times the seconds."
+        f"Fine-tune with {title_of(chosen)}: it is shown to beat plain fine-tuning {where}, by "
+        f"{as_text(gains[chosen])}, for {cost(chosen, runs)} times the seconds."
     ]
     if rivals := [name for name in better if name != chosen]:
         shown = "; ".join(f"{listed([name], gains)} for {cost(name, runs)} times the seconds" for name in rivals)
-        sentences.append(f"So are others, of which none is shown to beat {chosen} as well or costs less: {shown}.")
+        sentences.append(
+            f"So are others, of which none is shown to beat {title_of(chosen)} as well or costs less: {shown}."
+        )
     for each in PERSPECTIVES:
         gain = improvement_interval(runs[chosen], runs[PLAIN], (each,), error_rate)
         if gain is not None and gain.high is not None and gain.high < 0:
@@ -79,8 +84,9 @@ def unjudged(gains: Mapping[str, Interval | None]) -> str:
     """What is said where no gain has an interval."""
     if any(gain is not None for gain in gains.values()):
         return (
-            "One seed does not tell a method from its luck: run --seeds 5 or more. Until then no method is shown to "
-            "beat plain fine-tuning: stay with it."
+            f"One seed does not tell a method from its luck: another one moves the average by {SEED_SPREAD} points up "
+            "or down, and more on few rows. Run --seeds 5 or more. Until then no method is shown to beat plain "
+            "fine-tuning: stay with it."
         )
     return "No method has a seed in common with plain fine-tuning, or plain fine-tuning leaves nothing to improve."
 
@@ -101,7 +107,7 @@ def cost(name: str, runs: Mapping[str, Runs]) -> str:
 
 
 def listed(names: Sequence[str], gains: Mapping[str, Interval]) -> str:
-    return ", ".join(f"{name} ({as_text(gains[name])})" for name in names)
+    return ", ".join(f"{title_of(name)} ({as_text(gains[name])})" for name in names)
 
 
 def as_text(gain: Interval) -> str:

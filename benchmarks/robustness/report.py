@@ -25,6 +25,7 @@ from .markdown import (
     sets_table,
 )
 from .methods import METHODS
+from .names import few, title_of
 from .runs import Row, canonical, read_runs, settings_of
 from .settings import parse_assignment
 from .summary import Interval
@@ -152,11 +153,15 @@ def final_runs(runs: Runs, output: Path, name: str) -> list[str]:
     paths = {kind: output / f"{name}-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance")}
     drawn = {
         "reliability": pictures.reliability_of_runs(paths["reliability"], plain_and_roast),
-        "improvement": pictures.improvement_bars(paths["improvement"], ranking or over_plain),
+        "improvement": pictures.improvement_bars(paths["improvement"], few_of(ranking or by_average(over_plain))),
         "shift": pictures.set_points(paths["shift"], set_accuracies(runs, "shift")),
         "distance": pictures.distance_curves(paths["distance"], runs),
     }
-    return parts + [f"![{kind}]({paths[kind].name})\n" for kind, done in drawn.items() if done]
+    captions = {
+        **dict.fromkeys(drawn, ""),
+        "improvement": "Relative improvement of at most six methods, the best first:\n\n",
+    }
+    return parts + [f"{captions[kind]}![{kind}]({paths[kind].name})\n" for kind, done in drawn.items() if done]
 
 
 def on_common_seeds(runs: Runs) -> dict[str, dict[int, Row]]:
@@ -174,7 +179,7 @@ def on_common_seeds(runs: Runs) -> dict[str, dict[int, Row]]:
 
 def ranking_heading(same: Runs) -> str:
     seeds = ", ".join(map(str, same["plain"]))
-    return f"\nThe same on the seeds that all of these have, {seeds}, by average; so is the picture.\n"
+    return f"\nThe same on the seeds that all of these have, {seeds}, by average.\n"
 
 
 def by_average(found: Mapping[str, Mapping[str, Interval | None]]) -> dict[str, Mapping[str, Interval | None]]:
@@ -185,6 +190,11 @@ def by_average(found: Mapping[str, Mapping[str, Interval | None]]) -> dict[str, 
         return interval.value if interval is not None else float("-inf")
 
     return {label: found[label] for label in sorted(found, key=average, reverse=True)}
+
+
+def few_of(ranked: Mapping[str, Mapping[str, Interval | None]]) -> dict[str, Mapping[str, Interval | None]]:
+    """What a bar chart shows of them: more than six methods are for the table."""
+    return {label: ranked[label] for label in few([*ranked])}
 
 
 def roast_over_the_others(runs: Runs) -> list[str]:
@@ -198,8 +208,8 @@ def roast_over_the_others(runs: Runs) -> list[str]:
         if others:
             gains = {label: improvements({roast: runs[roast]}, seeds)[roast] for label, seeds in others.items()}
             parts += [
-                f"\nRelative improvement of {roast} over each of the other methods, on the seeds that both have, in "
-                "percent.\n",
+                f"\nRelative improvement of {title_of(roast)} over each of the other methods, on the seeds that both "
+                "have, in percent.\n",
                 improvement_table(gains),
             ]
     return parts

@@ -10,6 +10,7 @@ from rich.table import Table
 from roast_optim.evaluation.scores import PERSPECTIVES
 from roast_optim.evaluation.tables import percent
 
+from .names import title_of
 from .summary import MethodSummary
 
 CAPTION = (
@@ -26,7 +27,9 @@ def results_table(title: str, summaries: Sequence[MethodSummary]) -> Table:
         table.add_column(perspective.title, justify="right", no_wrap=True)
     table.add_column("Seconds", justify="right", no_wrap=True)
     for each in summaries:
-        table.add_row(each.method, *(percent(each.scores[one.key]) for one in PERSPECTIVES), f"{each.seconds:.0f}")
+        table.add_row(
+            title_of(each.method), *(percent(each.scores[one.key]) for one in PERSPECTIVES), f"{each.seconds:.0f}"
+        )
         if each.method != "plain" and each.average_improvement is not None:
             table.add_row("  over plain", *(signed(each.improvement[one.key]) for one in PERSPECTIVES), "")
             table.add_row("  on average", signed(each.average_improvement))

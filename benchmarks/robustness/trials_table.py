@@ -8,6 +8,7 @@ from roast_optim.evaluation.scores import PERSPECTIVES
 from roast_optim.evaluation.tables import percent
 
 from .markdown import header, row_of
+from .names import title_of
 from .protocol import TRIAL_SEEDS, Protocol, mean_of
 from .table import signed
 
@@ -33,4 +34,4 @@ def rows_of(protocol: Protocol, method: str) -> Iterator[list[str]]:
         settings = ", ".join(f"{key} {value}" for key, value in trial.options.items())
         columns = [percent(mean_of(rows, each.key)) if rows else "-" for each in PERSPECTIVES]
         score = signed(mean) if seeds else ("diverged" if rows else "-")
-        yield [method, settings, str(len(rows)), *columns, f"**{score}**" if trial is chosen else score]
+        yield [title_of(method), settings, str(len(rows)), *columns, f"**{score}**" if trial is chosen else score]

@@ -7,6 +7,7 @@ from typing import Any
 
 from roast_optim.evaluation.tables import percent
 
+from .names import title_of
 from .runs import Row, settings_of
 
 LEARNED = 0.03  # of accuracy
@@ -46,7 +47,8 @@ def tuning_table(rows: Sequence[Row]) -> str:
             mean = percent(validation_score(row))
             if row is best[method]:
                 mean = f"**{mean}**"
-            lines.append(f"| {method} | {settings} | {percent(row['acc_in'])} | {percent(row['acc_adv'])} | {mean} |")
+            accuracies = f"{percent(row['acc_in'])} | {percent(row['acc_adv'])}"
+            lines.append(f"| {title_of(method)} | {settings} | {accuracies} | {mean} |")
     return "\n".join(lines)
 
 

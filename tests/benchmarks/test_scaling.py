@@ -11,6 +11,7 @@ from benchmarks.scaling import (
     Row,
     collectives_of_training,
     communication_table,
+    gathering_table,
     memory_table,
     simulate,
 )
@@ -21,6 +22,10 @@ def test_the_page_shows_what_is_computed(world_size: int) -> None:
     row = simulate(MODELS["RoBERTa-base"], world_size)
     for table in (memory_table, communication_table):
         assert table({("RoBERTa-base", world_size): row}).splitlines()[-1] in PAGE.read_text()
+
+
+def test_the_page_shows_how_often_a_model_is_gathered() -> None:
+    assert gathering_table(12) in PAGE.read_text()
 
 
 @pytest.mark.parametrize("adversarial", [False, True])

@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import roast_optim
+from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
+from roast_optim.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -45,6 +48,14 @@ def test_the_examples_of_a_module_do_what_they_show(module: str) -> None:
 
 def test_the_package_has_an_example() -> None:
     assert roast_optim.__name__ in {test.name for test in examples("roast_optim")}
+
+
+@pytest.mark.parametrize(
+    "thing", [RoastAdamW, AdversarialEmbedding, evaluate, selective_param_groups], ids=lambda thing: thing.__name__
+)
+def test_what_users_call_first_has_an_example(thing: Any) -> None:
+    names = {test.name for test in examples(thing.__module__)}
+    assert f"{thing.__module__}.{thing.__qualname__}" in names
 
 
 def test_an_example_that_does_not_do_what_it_shows_fails() -> None:

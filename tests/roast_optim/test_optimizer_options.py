@@ -119,17 +119,17 @@ def test_signature_and_defaults_are_those_of_the_contract() -> None:
 
 
 def test_every_option_is_explained_once_and_documented_everywhere() -> None:
-    """In the class, in the configuration of the Trainer, and beyond AdamW's own in the README."""
+    """In the class, in the configuration of the Trainer, and beyond AdamW's own on the page of options."""
     document = RoastAdamW.__doc__ or ""
     assert "{" not in document.replace("\\frac{", "").replace("\\mathrm{", "")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text()
     own = OPTIONS.keys() - inspect.signature(torch.optim.AdamW).parameters.keys() - {"process_group", "shared_ranks"}
     assert "alpha" in own
     for name, option in OPTIONS.items():
         assert f"\n        {name}: {option.help.split()[0]}" in document
         if name in own:
             default = f'`"{option.default}"`' if isinstance(option.default, str) else str(option.default)
-            assert re.search(rf"^\| `{name}` \| {re.escape(default.removesuffix('.0'))} \|", readme, re.M), name
+            assert re.search(rf"^\| `{name}` \| {re.escape(default.removesuffix('.0'))} \|", page, re.M), name
 
 
 def test_groups_hold_the_options_and_counters_of_the_contract() -> None:

@@ -185,12 +185,12 @@ def test_every_method_of_a_regime_has_six_settings_that_exist(name: str) -> None
 
 
 def test_the_status_tells_every_setting_its_columns_and_the_chosen_one(made: Protocol) -> None:
-    assert trials_table(made).count("| plain | learning_rate") == 6
+    assert trials_table(made).count("| plain fine-tuning | learning_rate") == 6
     accuracy = {rate: 0.5 + rate for rate in RATES}
     for _ in range(3):
         settle(made, accuracy)
     plain = [line for line in trials_table(made).splitlines() if line.startswith("| plain")]
-    assert plain[0].startswith("| plain | learning_rate 0.006 | 3 | 90.0 | 50.6 |")
+    assert plain[0].startswith("| plain fine-tuning | learning_rate 0.006 | 3 | 90.0 | 50.6 |")
     assert [line.count("**") for line in plain] == [2, 0, 0, 0, 0, 0]
     assert [line.split(" | ")[2] for line in plain] == ["3", "3", "2", "1", "1", "1"]
 
@@ -221,11 +221,12 @@ def test_a_look_tells_what_each_method_gains_over_plain_at_its_best_and_at_equal
     text = look(made, names, 5).read_text()
     assert "Intervals of 99.90%" in text
     assert "over plain fine-tuning at its best setting (learning_rate 0.006)" in text
-    first, second = [line for line in text.splitlines() if line.startswith(("| plain (longer) |", "| lp_ft |"))][:2]
-    assert first.startswith("| plain (longer) |")
-    assert second.startswith("| lp_ft |")
-    assert "The same over plain (longer) (learning_rate 0.001, 2 epochs)" in text
-    assert "| lp_ft | learning_rate 0.006 | 75.0 | 85.0 | 75.0 | 20.0 | 15.0 | 10.0 | 1.00 |" in text
+    told = ("| plain fine-tuning (longer) |", "| head first (LP-FT) |")
+    first, second = [line for line in text.splitlines() if line.startswith(told)][:2]
+    assert first.startswith("| plain fine-tuning (longer) |")
+    assert second.startswith("| head first (LP-FT) |")
+    assert "The same over plain fine-tuning (longer) (learning_rate 0.001, 2 epochs)" in text
+    assert "| head first (LP-FT) | learning_rate 0.006 | 75.0 | 85.0 | 75.0 | 20.0 | 15.0 | 10.0 | 1.00 |" in text
 
 
 def test_there_is_no_look_at_other_numbers_of_seeds_or_before_the_runs_are_done(made: Protocol) -> None:

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from benchmarks.robustness.recommendation import recommendation
+from benchmarks.robustness.findings_tables import seed_spread
+from benchmarks.robustness.recommendation import SEED_SPREAD, recommendation
 from benchmarks.robustness.runs import Row
 from benchmarks.robustness.sources.files import OWN_DATA
 
@@ -46,9 +47,9 @@ def test_without_a_gain_that_is_shown_one_stays_with_plain_fine_tuning() -> None
 
 def test_a_method_that_is_shown_to_be_better_is_advised_with_its_interval_and_its_cost() -> None:
     text = advised(runs("plain"), runs("roast", 0.1, noise=0.01, seconds=25.0), runs("wconsol", 0.0, noise=0.1))
-    assert text.startswith("Fine-tune with roast: it is shown to beat plain fine-tuning on your data, by +1")
+    assert text.startswith("Fine-tune with RoAST: it is shown to beat plain fine-tuning on your data, by +1")
     assert "for 2.5 times the seconds" in text
-    assert "wconsol" not in text
+    assert "pull" not in text
 
 
 def test_of_equals_the_cheapest_is_advised_and_the_others_are_told() -> None:
@@ -57,8 +58,8 @@ def test_of_equals_the_cheapest_is_advised_and_the_others_are_told() -> None:
         runs("freelb", 0.11, noise=0.02, seconds=30.0),
         runs("wconsol", 0.10, noise=0.02, seconds=12.0),
     )
-    assert text.startswith("Fine-tune with wconsol")
-    assert "none is shown to beat wconsol as well or costs less: freelb (" in text
+    assert text.startswith("Fine-tune with pull to pre-trained weights")
+    assert "none is shown to beat pull to pre-trained weights as well or costs less: FreeLB (" in text
 
 
 def test_a_dearer_method_is_advised_where_it_is_shown_to_beat_the_cheaper_one() -> None:
@@ -67,14 +68,14 @@ def test_a_dearer_method_is_advised_where_it_is_shown_to_beat_the_cheaper_one() 
         runs("freelb", 0.30, noise=0.01, seconds=30.0),
         runs("wconsol", 0.10, noise=0.01, seconds=12.0),
     )
-    assert text.startswith("Fine-tune with freelb")
+    assert text.startswith("Fine-tune with FreeLB")
     assert "none is shown to beat freelb" in text
 
 
 def test_methods_that_are_shown_to_be_worse_are_named() -> None:
     text = advised(runs("plain"), runs("roast", -0.2, noise=0.01), runs("lp_ft", 0.01, noise=0.2))
     assert text.startswith("No method is shown to beat plain fine-tuning")
-    assert "Shown to be worse than plain fine-tuning: roast (-" in text
+    assert "Shown to be worse than plain fine-tuning: RoAST (-" in text
 
 
 def test_a_column_in_which_the_advised_method_is_shown_to_be_worse_is_named() -> None:
@@ -82,13 +83,13 @@ def test_a_column_in_which_the_advised_method_is_shown_to_be_worse_is_named() ->
     for row, plain in zip(roast, runs("plain"), strict=True):
         row["auroc"] = plain["auroc"] - 0.03
     text = advised(runs("plain"), roast)
-    assert text.startswith("Fine-tune with roast")
+    assert text.startswith("Fine-tune with RoAST")
     assert "In one column it is shown to be worse, AUROC: -" in text
 
 
 def test_columns_that_the_data_lacks_do_not_count() -> None:
     text = advised(runs("plain", acc_adv=None, auroc=None), runs("roast", 0.1, noise=0.01, acc_adv=None, auroc=None))
-    assert text.startswith("Fine-tune with roast")
+    assert text.startswith("Fine-tune with RoAST")
 
 
 @pytest.mark.parametrize(("methods", "level"), [(1, "95%"), (2, "97.5%"), (5, "99%")])
@@ -111,8 +112,13 @@ def test_many_methods_without_any_effect_are_hardly_ever_advised() -> None:
 
 def test_one_seed_shows_nothing() -> None:
     text = advised(runs("plain", seeds=1), runs("roast", 0.3, seeds=1))
-    assert "One seed does not tell a method from its luck: run --seeds 5" in text
+    assert "One seed does not tell a method from its luck: another one moves the average by 4 points" in text
+    assert "Run --seeds 5" in text
     assert "stay with it" in text
+
+
+def test_what_one_seed_is_worth_is_what_the_recorded_runs_say() -> None:
+    assert round(100 * seed_spread()) == SEED_SPREAD
 
 
 def test_without_anything_to_compare_there_is_no_advice() -> None:

@@ -111,19 +111,19 @@ def test_a_report_has_tables_and_pictures(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in [*PLAIN, *ROAST, *TRIALS]))
     assert report.main([str(path), "--output", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| roast | **85.0** (80.0 to 90.0) |" in text
-    assert "| plain | _80.0_ (75.0 to 85.0) |" in text
+    assert "| RoAST | **85.0** (80.0 to 90.0) |" in text
+    assert "| plain fine-tuning | _80.0_ (75.0 to 85.0) |" in text
     assert "| 25 | 2.50 |" in text
     assert "**25.0**" in text
     assert "seeds per method: 3. " in text
     assert "| Method | ECE, no temperature | ECE | AUROC | AUPR | FPR95 |" in text
     detection = " | ".join(f"**{score}** ({score} to {score})" for score in ("10.0", "70.0", "60.0", "90.0"))
-    assert f"| plain | _20.0_ (15.0 to 25.0) | {detection}" in text
-    assert f"| roast | **15.0** (10.0 to 20.0) | {detection}" in text
+    assert f"| plain fine-tuning | _20.0_ (15.0 to 25.0) | {detection}" in text
+    assert f"| RoAST | **15.0** (10.0 to 20.0) | {detection}" in text
     assert "| Method | label: negative | rare words: low |" in text
-    assert "| roast | 42.5 | 85.0 |" in text
+    assert "| RoAST | 42.5 | 85.0 |" in text
     assert "| Method | L2 1 | moved 1 | CKA 1 |" in text
-    assert "| plain | 1.00 | 10% | 0.90 |" in text
+    assert "| plain fine-tuning | 1.00 | 10% | 0.90 |" in text
     assert "over each of the other methods" not in text
     pictures = [
         f"sentiment-tiny-{kind}.png" for kind in ("reliability", "improvement", "shift", "distance", "alpha-beta")
@@ -138,7 +138,7 @@ def test_a_report_says_what_roast_gains_over_each_other_method_on_their_common_s
     report.write_report([*PLAIN, *ROAST, other], tmp_path)
     gains = (tmp_path / "report.md").read_text().split("over each of the other methods")[1]
     gain = 100 * (0.87 - 0.83) / (1 - 0.83)  # of the one seed that both have
-    assert f"| roast_random | **{gain:.1f}** |" in gains
+    assert f"| RoAST, random importance | **{gain:.1f}** |" in gains
 
 
 def test_methods_with_different_numbers_of_seeds_are_ranked_on_those_that_all_have(tmp_path: Path) -> None:
@@ -146,12 +146,12 @@ def test_methods_with_different_numbers_of_seeds_are_ranked_on_those_that_all_ha
     better = [run("wconsol", seed, 0.9) for seed in range(3)]
     once = [run("lp_ft", 0, 0.99)]
     report.write_report([*PLAIN, *ROAST, *more, *better, *once], tmp_path)
-    heading = "that all of these have, 0, 1, 2, by average; so is the picture.\n"
+    heading = "that all of these have, 0, 1, 2, by average.\n"
     ranking = (tmp_path / report.REPORT).read_text().split(heading)[1]
     first, second, after = ranking.strip().splitlines()[2:5]
-    assert re.match(r"\| wconsol .*\*\*50\.0\*\* \(.*\) \|$", first)
-    assert re.match(r"\| roast .*_25\.0_ \(.*\) \|$", second)
-    assert not after.startswith("| lp_ft")
+    assert re.match(r"\| pull to pre-trained weights .*\*\*50\.0\*\* \(.*\) \|$", first)
+    assert re.match(r"\| RoAST .*_25\.0_ \(.*\) \|$", second)
+    assert not after.startswith("| head first")
 
 
 def test_methods_with_the_same_seeds_have_no_second_table_of_improvement(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_numbers_that_are_written_differently_make_no_variant() -> None:
 def test_methods_are_told_in_one_order_whatever_ran_first(tmp_path: Path) -> None:
     report.write_report([run("roast_random", 0, 0.8), *ROAST, run("of another version", 0, 0.8), *PLAIN], tmp_path)
     table = (tmp_path / "report.md").read_text().split("Relative improvement")[0]
-    methods = re.findall(r"^\| ([a-z_ ]+) \|", table, re.MULTILINE)
-    assert methods == ["plain", "roast", "roast_random", "of another version"]
+    methods = re.findall(r"^\| ([A-Za-z][A-Za-z_, -]+) \|", table, re.MULTILINE)
+    assert methods == ["Method", "plain fine-tuning", "RoAST", "RoAST, random importance", "of another version"]
 
 
 def test_only_runs_with_a_setting_are_told_and_compared(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_only_runs_with_a_setting_are_told_and_compared(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in [*PLAIN, *ROAST, *slower, *TRIALS]))
     assert report.main([str(path), "--output", str(output), "--where", "learning_rate=0.00001"]) == 0
     text = (output / report.REPORT).read_text()
-    assert re.search(r"^\| plain \| 80\.0 ", text, re.MULTILINE)
-    assert re.search(r"^\| roast \| \*\*25\.0\*\*", text, re.MULTILINE)
+    assert re.search(r"^\| plain fine-tuning \| 80\.0 ", text, re.MULTILINE)
+    assert re.search(r"^\| RoAST \| \*\*25\.0\*\*", text, re.MULTILINE)
     assert "Trials" not in text
 
 

@@ -50,11 +50,11 @@ def test_a_trial_that_has_hardly_learned_is_not_chosen_however_hard_it_is_to_att
 def test_the_table_has_every_trial_with_what_varies_and_marks_the_best() -> None:
     lines = tuning_table(TRIALS).splitlines()
     assert lines[2:] == [
-        "| plain | learning_rate 2e-05 | 79.0 | 50.0 | **64.5** |",
-        "| plain | learning_rate 3e-05 | 81.0 | 48.0 | 64.5 |",
-        "| plain | learning_rate 1e-05 | 80.0 | 40.0 | 60.0 |",
-        "| roast | learning_rate 1e-05, alpha 0.6 | 70.0 | 30.0 | **50.0** |",
-        "| roast | learning_rate 1e-05, alpha 0.9 | 70.0 | 20.0 | 45.0 |",
+        "| plain fine-tuning | learning_rate 2e-05 | 79.0 | 50.0 | **64.5** |",
+        "| plain fine-tuning | learning_rate 3e-05 | 81.0 | 48.0 | 64.5 |",
+        "| plain fine-tuning | learning_rate 1e-05 | 80.0 | 40.0 | 60.0 |",
+        "| RoAST | learning_rate 1e-05, alpha 0.6 | 70.0 | 30.0 | **50.0** |",
+        "| RoAST | learning_rate 1e-05, alpha 0.9 | 70.0 | 20.0 | 45.0 |",
     ]
 
 

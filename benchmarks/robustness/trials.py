@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .methods.roast import AdversarialOnly
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -35,6 +37,7 @@ class Derived:
         method: another method that takes over only the learning rate.
         among: options; the trials that have them are all that is chosen from, by the first seed.
         regime: in whose trials; None: the regime's own.
+        step_factor: by what a step in units of the embeddings is multiplied.
         rate_of_plain: whether the learning rate is multiplied by what the regime's own trials chose for plain
             fine-tuning, over what those of the other regime did.
     """
@@ -45,12 +48,15 @@ class Derived:
     among: Mapping[str, Any] = field(default_factory=dict)
     regime: str | None = None
     rate_of_plain: bool = False
+    step_factor: float = 1.0
 
     def trial(self, chosen: Trial, rate_factor: float = 1.0) -> Trial:
         """The setting, given the chosen one."""
         kept = dict(chosen.options if self.method is None else {"learning_rate": chosen.options["learning_rate"]})
         if rate_factor != 1.0:
-            kept["learning_rate"] = float(f"{kept['learning_rate'] * rate_factor:.3g}")
+            kept["learning_rate"] = rounded(kept["learning_rate"] * rate_factor)
+        if self.step_factor != 1.0:
+            kept["step_size"] = rounded(kept.get("step_size", AdversarialOnly.step_size) * self.step_factor)
         return Trial(self.method or chosen.method, {**kept, **self.changes})
 
     def candidates(self, trials: Mapping[str, Sequence[Trial]]) -> list[Trial]:
@@ -70,9 +76,14 @@ def by_rate(method: str, *rates: float, **options: Any) -> tuple[Trial, ...]:
 def at_rates(trials: Sequence[Trial], factor: float) -> tuple[Trial, ...]:
     """The trials with their learning rates multiplied."""
     return tuple(
-        replace(each, options={**each.options, "learning_rate": float(f"{each.options['learning_rate'] * factor:.3g}")})
+        replace(each, options={**each.options, "learning_rate": rounded(each.options["learning_rate"] * factor)})
         for each in trials
     )
+
+
+def rounded(value: float) -> float:
+    """Three digits, as settings are written."""
+    return float(f"{value:.3g}")
 
 
 def selection(alpha: float, beta: float, **options: Any) -> dict[str, Any]:

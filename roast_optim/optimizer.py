@@ -30,6 +30,7 @@ from .options import (
     is_said,
 )
 from .param_groups import always_updated_param_groups, selective_param_groups
+from .presets import OPTIMIZER_PRESETS, takes_preset
 from .processes import any_of_them, device_of, parameters_of_earlier_stages, require_same_masks
 from .sharding import check_process_group, local, position_of, shard_groups
 from .shared_ranks import SharedRanks, is_made_by_zero_redundancy_optimizer, takes_turns_with_another
@@ -86,6 +87,9 @@ class RoastAdamW(Optimizer):
             ``selective=False``: all its trainable parameters, none selective); or parameters or group dictionaries, as
             for every torch optimizer. Parameters that come without a word on ``selective``, here or in their group, are
             all selective, which is said once.
+        preset: "paper": the settings of the paper for RoBERTa-large on sentiment, learning rate included, of which
+            those that are given explicitly are not taken. Ranks come when ``refresh()`` is called at the end of every
+            epoch, as the callbacks for Trainer and Lightning do.
         {options}
 
     Raises:
@@ -100,6 +104,7 @@ class RoastAdamW(Optimizer):
     ones before ``load_state_dict``.
     """
 
+    @takes_preset(OPTIMIZER_PRESETS)
     def __init__(
         self,
         params: ParamsT | nn.Module,
@@ -129,6 +134,7 @@ class RoastAdamW(Optimizer):
         capturable: bool = DEFAULTS["capturable"],
         process_group: ProcessGroup | None = DEFAULTS["process_group"],
         shared_ranks: SharedRanks | None = DEFAULTS["shared_ranks"],
+        preset: str | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS}
         self.options = RoastOptions.of(given)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adversarial import AdversarialEmbedding
+from ..adversary_options import ADVERSARY_OPTIONS
 from ..losses import IGNORED_LABEL
 from ..model_call import predicts_next_label
 from ..model_output import TaskLoss
@@ -20,10 +21,14 @@ from ..model_wrappers import unwrapped
 from ..optimizer import RoastAdamW
 from ..options import OPTIONS, as_dtype, config_field
 from ..param_groups import always_updated_param_groups, selective_param_groups
+from ..presets import ADVERSARY_PRESETS, OPTIMIZER_PRESETS, preset_of
 from .callbacks import UpdatedShare, refresh_at_epoch_end, roast_optimizer, warn_if_never_masked
 from .randomness import same_random_numbers_after
 from .trainer_checkpoint import PlainTrainerCheckpoint, match_scheduler
 
+_adversary_field = partial(config_field, options=ADVERSARY_OPTIONS)
+
+_ADVERSARY_STATE = "AdversarialEmbedding"  # its place in a Trainer's state
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")  # what TrainingArguments.optim says if nobody sets it
 
 
@@ -59,29 +64,41 @@ class RoastConfig:
     state_dtype: torch.dtype | str | None = config_field("state_dtype")  # noqa: RUF009
     stochastic_rounding: bool = config_field("stochastic_rounding")
     backend: str = config_field("backend")
-    step_size: float = field(default=0.1, metadata={"help": "Length of the perturbation of each token."})
-    consistency_weight: float = field(default=0.01, metadata={"help": "Weight of the consistency loss."})
-    adversarial_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the task loss of the adversarial pass."}
-    )
-    clean_weight: float = field(default=1.0, metadata={"help": "Weight of the task loss of the clean pass."})
-    norm: str = field(default="linf", metadata={"help": 'In which step_size is measured: "linf", "sign" or "l2".'})
-    scale: str = field(
-        default="absolute",
-        metadata={"help": '"absolute", or "relative": step_size is a share of the length of each token\'s embedding.'},
-    )
-    embedding: str | None = field(
-        default=None, metadata={"help": '"word": perturb the word embeddings, not the whole embedding block.'}
-    )
-    gradient: str = field(
-        default="exact",
-        metadata={"help": '"exact", or "fast": hold the clean prediction constant, and save a backward.'},
+    step_size: float = _adversary_field("step_size")
+    consistency_weight: float = _adversary_field("consistency_weight")
+    adversarial_weight: float = _adversary_field("adversarial_weight")
+    clean_weight: float = _adversary_field("clean_weight")
+    norm: str = _adversary_field("norm")
+    scale: str = _adversary_field("scale")
+    embedding: str | None = _adversary_field("embedding")
+    gradient: str = _adversary_field("gradient")
+    ramp: list[float] | None = _adversary_field("ramp")  # noqa: RUF009 (a field)
+    share: float = _adversary_field("share")
+    direction: str = _adversary_field("direction")
+    ascents: int = _adversary_field("ascents")
+    start_noise: float = _adversary_field("start_noise")
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": '"paper": the settings of the paper in place of those options here that are at their defaults. '
+            "Learning rate, betas, eps and weight decay remain those of TrainingArguments."
+        },
     )
 
     def __post_init__(self) -> None:
         if isinstance(self.refresh_every, str):  # from the command line
             text = self.refresh_every.strip().lower()
             self.refresh_every = int(text) if text.lstrip("-").isdigit() else None if text == "none" else text
+        if self.preset is not None:
+            self._take_preset()
+
+    def _take_preset(self) -> None:
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        at_default = {each.name for each in fields(self) if given[each.name] == each.default}
+        for presets in (OPTIMIZER_PRESETS, ADVERSARY_PRESETS):
+            for name, value in preset_of(presets, self.preset).items():
+                if name in at_default:
+                    setattr(self, name, value)
 
     @classmethod
     def of(cls, options: object) -> RoastConfig:
@@ -136,11 +153,7 @@ class RoastConfig:
         Raises:
             ValueError: an option is out of range, or the model has no embeddings.
         """
-        names = (
-            "step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "embedding", "gradient",
-            "scale",
-        )  # fmt: skip
-        return AdversarialEmbedding(model, **{name: getattr(self, name) for name in names})
+        return AdversarialEmbedding(model, **{name: getattr(self, name) for name in ADVERSARY_OPTIONS})
 
 
 class RoastCallback(TrainerCallback):
@@ -203,7 +216,7 @@ class RoastCallback(TrainerCallback):
 
 
 class _Beginning(TrainerCallback):
-    """What a RoastTrainer does when model, data and optimizer are there and before the first step."""
+    """What a RoastTrainer does before the first step, when all is there, and what it saves after each."""
 
     def __init__(self, trainer: RoastTrainer) -> None:
         self._trainer = trainer
@@ -211,10 +224,19 @@ class _Beginning(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Match a scheduler that came from a plain Trainer, and measure importance."""
+        """Match a scheduler that came from a plain Trainer, go on with the adversary, and measure importance."""
         match_scheduler(kwargs["lr_scheduler"], kwargs["optimizer"])
+        if self._trainer.adversary is not None:
+            saved = state.stateful_callbacks.get(_ADVERSARY_STATE) if state.global_step else None
+            self._trainer.adversary.load_state_dict(saved["attributes"] if saved else {"calls": 0})
         if self._trainer.roast.measure_first and state.global_step == 0:
             self._trainer.measure_importance()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the adversary's state where the Trainer saves that of callbacks."""
+        if self._trainer.adversary is not None:
+            attributes = self._trainer.adversary.state_dict()
+            state.stateful_callbacks[_ADVERSARY_STATE] = {"args": {}, "attributes": attributes}
 
 
 def _is_roast(optimizer: object) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.robustness.data import TASKS, Suite, texts_of
+from benchmarks.robustness.methods.candidate import Candidate
 from benchmarks.robustness.methods.freelb import FreeLB
 from benchmarks.robustness.methods.perturbed import word_embeddings
 from benchmarks.robustness.methods.r3f import R3F
@@ -155,3 +156,27 @@ def test_freelbs_ascents_are_along_the_same_gradients_but_share_their_length_amo
     torch.testing.assert_close(actual.norm(dim=-1)[tokens], torch.full_like(cosine, step), rtol=1e-4, atol=0)
     per_text = expected.norm(dim=(1, 2))
     torch.testing.assert_close(per_text, torch.full_like(per_text, step), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("ramp", [(0.0, 0.0), (0.25, 0.75)])
+def test_a_candidates_constant_step_is_a_relative_one_along_a_ramp(
+    training: Training, ramp: tuple[float, float]
+) -> None:
+    begin, end = ramp
+    method = Candidate(step_size=0.05, ramp_begin=begin, ramp_end=end, consistency_weight=0.5)
+    method.build(training)
+    steps = training.total_steps
+    adversary = AdversarialEmbedding(
+        training.model, 0.05, 0.5, norm="l2", scale="relative", ramp=(begin * steps, end * steps)
+    )
+    batch = first_batch(training)
+    losses = []
+    for step in (0, steps // 4, steps // 2, steps - 1):
+        training.step = step
+        expected = method.loss(training, batch)
+        adversary.load_state_dict({"calls": step})
+        assert adversary.height == pytest.approx(method.height(training))
+        losses.append(expected.item())
+        torch.testing.assert_close(adversary(**batch).loss, expected, rtol=1e-5, atol=1e-6)
+    assert len(set(losses)) == (1 if begin == end else 3)
+    method.after_training(training)

@@ -82,7 +82,7 @@ ADVERSARY_OPTIONS: dict[str, Option] = {
         "of the rows of each batch that are perturbed, drawn anew at every call, at least one; only they take part in "
         "the adversarial pass, and their losses count by their share. Inputs are cut where their first dimension is "
         "the batch's.",
-        ((lambda value: isinstance(value, Real) and 0.0 < value <= 1.0, "a number above 0, at most 1"),),
+        ((lambda value: isinstance(value, Real) and 0.0 < float(value) <= 1.0, "a number above 0, at most 1"),),
     ),
     "direction": Option(
         "task",

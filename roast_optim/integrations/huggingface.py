@@ -227,7 +227,8 @@ class _Beginning(TrainerCallback):
         """Match a scheduler that came from a plain Trainer, go on with the adversary, and measure importance."""
         match_scheduler(kwargs["lr_scheduler"], kwargs["optimizer"])
         if self._trainer.adversary is not None:
-            saved = state.stateful_callbacks.get(_ADVERSARY_STATE) if state.global_step else None
+            kept: Any = state.stateful_callbacks
+            saved = kept.get(_ADVERSARY_STATE) if state.global_step else None
             self._trainer.adversary.load_state_dict(saved["attributes"] if saved else {"calls": 0})
         if self._trainer.roast.measure_first and state.global_step == 0:
             self._trainer.measure_importance()
@@ -235,8 +236,8 @@ class _Beginning(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the adversary's state where the Trainer saves that of callbacks."""
         if self._trainer.adversary is not None:
-            attributes = self._trainer.adversary.state_dict()
-            state.stateful_callbacks[_ADVERSARY_STATE] = {"args": {}, "attributes": attributes}
+            kept: Any = state.stateful_callbacks
+            kept[_ADVERSARY_STATE] = {"args": {}, "attributes": self._trainer.adversary.state_dict()}
 
 
 def _is_roast(optimizer: object) -> bool:

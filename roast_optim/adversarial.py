@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial, reduce
-from operator import add
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .adversarial_pass import AdversarialPass
+from .adversary_draws import AdversaryDraws
+from .adversary_options import ADVERSARY_DEFAULTS, ADVERSARY_OPTIONS, check_adversary_options
+from .ascent import Ascent
 from .embedding_block import find_embedding_output
-from .embedding_hook import EmbeddingHook, ForwardPass
-from .forward_passes import CleanPass, ForwardPasses, PassResult
-from .losses import consistency_loss
+from .embedding_hook import EmbeddingHook
+from .forward_passes import CleanPass, ForwardPasses
 from .model_call import ModelCall
-from .model_output import TaskLoss, comparable, with_loss
+from .model_output import TaskLoss, with_loss
 from .model_wrappers import call_as_one_forward_pass, unwrapped
-from .perturbation import NORMS, SCALES, StartNoise, perturbed_embedding, relative_length
+from .options import documentation
+from .perturbation import relative_length
+from .presets import ADVERSARY_PRESETS, takes_preset
 from .task_gradient import LossScale, graphs_kept
-from .token_mask import find_labels, find_tokens
 from .user_warning import warn
 
-_GRADIENTS = ("exact", "fast")
 _LONG_STEP = 0.25  # of the embedding, from which a perturbed embedding resembles another word's
 _MEASUREMENTS = 3  # at most: each waits for the device, and the first one that finds a step is the last
 _USUAL_STEP = 0.03  # what step_size=0.1 is of a BERT embedding
@@ -52,28 +53,20 @@ class AdversarialEmbedding:
 
     Args:
         model: returns its loss and logits, or see ``loss_fn``. An attribute, which may be set to a wrapper.
-        step_size: length of the perturbation of each token, in units of ``scale``; not negative.
-        consistency_weight: of the consistency loss (lambda in the paper); not negative, as all weights. With 0 no
-            predictions are needed.
-        adversarial_weight: of the task loss of the adversarial pass.
-        clean_weight: of the task loss of the clean pass.
-        norm: in which ``step_size`` is measured: "linf", as above; "sign": ``sign(d)``; "l2": ``d / ||d||``.
-        embedding: what is perturbed. None: the output of the embedding block. "word": the word-embedding table, whose
-            scale is far smaller. Or a module that returns one tensor ``[batch, tokens, hidden]``, once per pass.
-        gradient: "exact": both predictions of the consistency loss are differentiated. "fast": p is a constant, which
-            saves a backward pass; all of the output but the loss is detached. Not for sharded models.
         loss_fn: ``loss_fn(output, labels)`` with the model's output and the ``labels=`` of the call, which are then
             not passed to the model. A :class:`.TaskLoss` also says by what it is divided. None: the model's own loss.
         logits_fn: ``logits_fn(output)`` returns the predictions that the consistency loss compares, a tensor
             ``[..., classes]`` or several in a tuple or dict. None: all in the output, found by their names.
-        scale: "absolute": ``step_size`` is in units of the embeddings. "relative": it is a share of each token's own
-            embedding, in the l2 norm.
-        start_noise: if not 0, d is taken in a pass of its own, at ``e + start_noise * U(0, 1)``; the authors' code has
-            1e-5.
+        preset: "paper": the settings of the paper, of which those that are given explicitly are not taken.
+        {options}
 
     Attributes:
         last_losses: "task", "adversarial" and "consistency" loss of the last call in training mode, detached and
-            without their weights; empty before it. Without predictions, consistency is 0.
+            without their weights, the last two times the share of rows that were perturbed; empty before it. Without
+            predictions, consistency is 0; without an adversarial pass (``ramp``), both are.
+        calls: how many calls in training mode there have been. With the options, all that the next one depends on:
+            :meth:`state_dict` holds it. Draws of rows and of noise follow from it alone and so are the same in all
+            processes.
         loss_divisor: what the task loss of the last call was divided by: ``num_items_in_batch`` if the model divides by
             it, or that of a :class:`.TaskLoss`; None: it is a mean.
         embedding_name: name of the perturbed module in the model.
@@ -87,49 +80,36 @@ class AdversarialEmbedding:
             hooks; the adversary is closed.
     """
 
+    @takes_preset(ADVERSARY_PRESETS)
     def __init__(
         self,
         model: nn.Module,
-        step_size: float = 0.1,
-        consistency_weight: float = 0.01,
+        step_size: float = ADVERSARY_DEFAULTS["step_size"],
+        consistency_weight: float = ADVERSARY_DEFAULTS["consistency_weight"],
         *,
-        adversarial_weight: float = 1.0,
-        clean_weight: float = 1.0,
-        norm: str = "linf",
-        embedding: str | nn.Module | None = None,
-        gradient: str = "exact",
+        adversarial_weight: float = ADVERSARY_DEFAULTS["adversarial_weight"],
+        clean_weight: float = ADVERSARY_DEFAULTS["clean_weight"],
+        norm: str = ADVERSARY_DEFAULTS["norm"],
+        embedding: str | nn.Module | None = ADVERSARY_DEFAULTS["embedding"],
+        gradient: str = ADVERSARY_DEFAULTS["gradient"],
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
         logits_fn: Callable[[Any], Any] | None = None,
-        scale: str = "absolute",
-        start_noise: float = 0.0,
+        scale: str = ADVERSARY_DEFAULTS["scale"],
+        ramp: Sequence[float] | None = ADVERSARY_DEFAULTS["ramp"],
+        share: float = ADVERSARY_DEFAULTS["share"],
+        direction: str = ADVERSARY_DEFAULTS["direction"],
+        ascents: int = ADVERSARY_DEFAULTS["ascents"],
+        start_noise: float = ADVERSARY_DEFAULTS["start_noise"],
+        preset: str | None = None,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name in ADVERSARY_OPTIONS}
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={model!r} is not an nn.Module")
         if loss_fn is not None and not callable(loss_fn):
             raise TypeError(f"loss_fn={loss_fn!r} must be a function of the model's output and the labels, or None")
         if logits_fn is not None and not callable(logits_fn):
             raise TypeError(f"logits_fn={logits_fn!r} must be a function of the model's output, or None")
-        for name, value in (
-            ("step_size", step_size),
-            ("consistency_weight", consistency_weight),
-            ("adversarial_weight", adversarial_weight),
-            ("clean_weight", clean_weight),
-            ("start_noise", start_noise),
-        ):
-            if not 0.0 <= value < math.inf:
-                raise ValueError(f"{name}={value!r} must be a finite number from 0 up")
-        for name, choice, choices in (
-            ("norm", norm, NORMS),
-            ("gradient", gradient, _GRADIENTS),
-            ("scale", scale, SCALES),
-        ):
-            if choice not in choices:
-                raise ValueError(f"{name}={choice!r} must be one of {choices}")
-        if gradient == "fast" and start_noise:
-            raise ValueError(
-                f'start_noise={start_noise!r} takes a pass of its own, which gradient="fast" is to save; '
-                'use 0 or gradient="exact"'
-            )
+        check_adversary_options(given)
         self.model = model
         self.step_size = step_size
         self.consistency_weight = consistency_weight
@@ -140,7 +120,12 @@ class AdversarialEmbedding:
         self.loss_fn = loss_fn
         self.logits_fn = logits_fn
         self.scale = scale
+        self.ramp = ramp
+        self.share = share
+        self.direction = direction
+        self.ascents = ascents
         self.start_noise = start_noise
+        self.calls = 0
         self.last_losses: dict[str, Tensor] = {}
         self.loss_divisor: Tensor | float | None = None
         self._nonfinite_samples: Tensor | int = 0
@@ -148,7 +133,6 @@ class AdversarialEmbedding:
         self._measurements = _MEASUREMENTS
         self._is_closed = False
         self._loss_scale = LossScale()
-        self._noise = StartNoise()
         self._hook = EmbeddingHook(find_embedding_output(model, embedding))
         self._hook.attach()  # already here, for a torch.compile that follows
 
@@ -208,86 +192,78 @@ class AdversarialEmbedding:
                 self._hook.remove()
                 raise
 
+    def state_dict(self) -> dict[str, int]:
+        """What a training that is resumed needs: the number of calls, on which ``ramp`` and all draws depend."""
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: it is not of an AdversarialEmbedding.
+        """
+        calls = state_dict.get("calls") if isinstance(state_dict, Mapping) else None
+        if not isinstance(calls, int) or isinstance(calls, bool) or calls < 0:
+            raise ValueError(
+                f"state_dict={state_dict!r} is not that of an AdversarialEmbedding: it has no number 'calls'"
+            )
+        self.calls = calls
+
+    @property
+    def height(self) -> float:
+        """What share of ``step_size`` the next call takes: grows from 0 to 1 along ``ramp``."""
+        if self.ramp is None:
+            return 1.0
+        begin, end = self.ramp
+        if not begin < self.calls < end:
+            return float(self.calls >= end)
+        return (self.calls - begin) / (end - begin)
+
     def _all_passes(self, model: nn.Module, labels: Any, /, *args: Any, **kwargs: Any) -> Any:
+        height = self.height
+        ascent = Ascent(
+            self.step_size if height == 1.0 else height * self.step_size,
+            self.norm,
+            self.scale,
+            self.ascents,
+            self.start_noise,
+            self.direction,
+        )
         call = ModelCall(model, args, kwargs, labels)
         with ForwardPasses(self._hook, call, self.loss_fn, self.logits_fn) as passes:
             if self.gradient == "fast":
                 clean = passes.fast_clean_pass(self._loss_scale)
             else:
-                noise = partial(self._noise.like, amplitude=self.start_noise) if self.start_noise else None
-                clean = passes.exact_clean_pass(self._loss_scale, noise)
-            perturbed = ForwardPass(self._perturbed(clean, passes))
-            adversarial = passes.run(perturbed)
-        self._hook.keep(perturbed, adversarial.loss)
-        self.loss_divisor = self.loss_fn.divisor if isinstance(self.loss_fn, TaskLoss) else clean.loss_divisor
-        consistency = self._consistency(clean.result, adversarial, passes)
+                clean = passes.exact_clean_pass(self._loss_scale, needs_gradient=ascent.needs_clean_gradient)
+            self.loss_divisor = self.loss_fn.divisor if isinstance(self.loss_fn, TaskLoss) else clean.loss_divisor
+            task = clean.result.loss
+            adversarial = consistency = torch.zeros_like(task.detach())
+            if height:
+                adversarial, consistency = self._adversarial_losses(clean, passes, ascent)
+        self.calls += 1
         self.last_losses = {
-            "task": clean.result.loss.detach(),
-            "adversarial": adversarial.loss.detach(),
+            "task": task.detach(),
+            "adversarial": adversarial.detach(),
             "consistency": consistency.detach(),
         }
-        objective = self.clean_weight * clean.result.loss + self.adversarial_weight * adversarial.loss
-        if self.consistency_weight:
-            objective = objective + self.consistency_weight * consistency
+        objective = self.clean_weight * task
+        if height:
+            objective = objective + self.adversarial_weight * adversarial
+            if self.consistency_weight:
+                objective = objective + self.consistency_weight * consistency
         return with_loss(clean.result.output, objective, loss_is_new=self.loss_fn is not None)
 
-    def _perturbed(self, clean: CleanPass, passes: ForwardPasses) -> Tensor:
-        embeddings, gradient = clean.result.forward_pass.output, clean.gradient
-        rows = find_tokens(
-            passes.inner_arguments("attention_mask", clean.result),
-            passes.looked_up(clean.result),
-            passes.inner_arguments("past_key_values", clean.result),
-            shape=gradient.shape,
-            tokens_first=self._hook.target.tokens_first and not passes.answers_inputs_embeds,
-        )
-        if rows.misfit:
-            self._say_once(
-                "mask",
-                f"attention_mask of shape {rows.misfit} does not fit the embedding output of {self.embedding_name!r}, "
-                f"{tuple(gradient.shape)}: all its rows are perturbed, also what may be padding; pass embedding=, a "
-                "module that returns a row per token",
-            )
-        perturbed, nonfinite_samples = perturbed_embedding(
-            embeddings,
-            gradient,
-            self.step_size,
-            self.norm,
-            scale=self.scale,
-            tokens=None if rows.tokens is None else rows.tokens.to(gradient.device),
-            sample_dim=1 if rows.tokens_first else 0,
-        )
-        self._nonfinite_samples = self._nonfinite_samples + nonfinite_samples
+    def _adversarial_losses(self, clean: CleanPass, passes: ForwardPasses, ascent: Ascent) -> tuple[Tensor, Tensor]:
+        found = AdversarialPass(
+            clean, passes, ascent, AdversaryDraws(self.calls), self._hook,
+            share=self.share, loss_fn=self.loss_fn, loss_divisor=self.loss_divisor, loss_scale=self._loss_scale,
+            needs_predictions=self.consistency_weight > 0, say_once=self._say_once,
+        ).run()  # fmt: skip
+        self._nonfinite_samples = self._nonfinite_samples + found.nonfinite_samples
         if self._measurements:
-            self._say_if_the_step_is_long(relative_length(perturbed, embeddings))
-        return perturbed
-
-    def _consistency(self, clean: PassResult, adversarial: PassResult, passes: ForwardPasses) -> Tensor:
-        """The sum over all predictions; 0 if none is there and none is needed."""
-        call = passes.call
-        is_shifted = self.loss_fn is None or getattr(self.loss_fn, "labels_are_shifted", False)
-        parts = []
-        for first, second in comparable(
-            clean.predictions, adversarial.predictions, clean.output, needed=self.consistency_weight > 0
-        ):
-            labels = passes.inner_arguments("labels", clean) if self.loss_fn is None else [call.labels]
-            found = find_labels(labels, first.shape)
-            if found.misfit:
-                self._say_once(
-                    "labels",
-                    f"labels of shape {found.misfit} do not fit predictions of shape {tuple(first.shape)}: the "
-                    "consistency loss is averaged over all of them; pass logits_fn= that returns one per label",
-                )
-            parts.append(
-                consistency_loss(
-                    first,
-                    second,
-                    found.labels,
-                    problem_type=getattr(call.config, "problem_type", None),
-                    labels_are_shifted=is_shifted and call.labels_are_shifted,
-                    num_items=self.loss_divisor,
-                )
-            )
-        return reduce(add, parts) if parts else torch.zeros_like(clean.loss.detach())
+            height = ascent.step_size / self.step_size if self.step_size else 1.0
+            self._say_if_the_step_is_long(relative_length(found.perturbed, found.embeddings) / height)
+        return found.task, found.consistency
 
     def _say_if_the_step_is_long(self, share: float) -> None:
         self._measurements = 0 if share else self._measurements - 1
@@ -304,3 +280,9 @@ class AdversarialEmbedding:
         if what not in self._said:
             self._said.add(what)
             warn(message)
+
+
+assert AdversarialEmbedding.__doc__ is not None
+AdversarialEmbedding.__doc__ = AdversarialEmbedding.__doc__.replace(
+    "        {options}", documentation(ADVERSARY_OPTIONS)
+)

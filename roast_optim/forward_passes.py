@@ -41,12 +41,12 @@ class CleanPass:
 
     Attributes:
         result: of the pass; with ``gradient="fast"`` its graph is gone, and its loss hands held gradients on.
-        gradient: of the task loss, times a constant, with respect to the embeddings.
+        gradient: of the task loss, times a constant, with respect to the embeddings; None: nobody asked for it.
         loss_divisor: what the task loss has been divided by; None: by how many items it is the mean of.
     """
 
     result: PassResult
-    gradient: Tensor
+    gradient: Tensor | None
     loss_divisor: Tensor | float | None
 
 
@@ -114,20 +114,43 @@ class ForwardPasses:
         )
         return PassResult(forward_pass, output, loss, predictions)
 
-    def exact_clean_pass(self, scale: LossScale, start_noise: Callable[[Tensor], Tensor] | None) -> CleanPass:
+    def exact_clean_pass(self, scale: LossScale, *, needs_gradient: bool = True) -> CleanPass:
         """A pass whose graph serves the update as well.
 
         Args:
             scale: of the loss, while it is differentiated.
-            start_noise: makes what is added to the embeddings for a pass of its own, in which the gradient is taken.
+            needs_gradient: whether it is asked for; without it, the loss need not depend on the embeddings.
         """
         clean = self.run(ForwardPass())
-        started = clean
-        if start_noise is not None:
-            embeddings = clean.forward_pass.output
-            started = self.run(ForwardPass(embeddings, start_noise(embeddings)))
-        gradient, divisor, _ = self._differentiate(started, scale, [], retain_graph=True)
+        if not needs_gradient and self.call.num_items is None:
+            return CleanPass(clean, None, None)
+        gradient, divisor, _ = self._differentiate(clean, scale, [], retain_graph=True)
         return CleanPass(clean, gradient, divisor)
+
+    def gradient_beside(
+        self,
+        base: Tensor,
+        addend: Tensor,
+        scale: LossScale,
+        loss_of_pass: Callable[[PassResult], Tensor],
+        call: ModelCall | None = None,
+    ) -> Tensor:
+        """The gradient of a loss, times a constant, with respect to embeddings; from a pass of its own.
+
+        Args:
+            base: the embeddings; with ``addend``, which becomes a leaf, they are where the gradient is taken.
+            addend: of the same shape, float32, or float64 if the embeddings are.
+            scale: of the loss, while it is differentiated.
+            loss_of_pass: the loss, from what the pass gave.
+            call: another version of the call.
+        """
+        result = self.run(ForwardPass(base, addend.requires_grad_()), call)
+        loss = loss_of_pass(result)
+        self._hook.keep(result.forward_pass, loss)  # for gradient checkpointing, which runs the embedding again
+        gradient, *_ = differentiate(loss, [addend], scale.like(loss), retain_graph=False)
+        if gradient is None:
+            raise self._independent()
+        return gradient
 
     def fast_clean_pass(self, scale: LossScale) -> CleanPass:
         """A pass whose graph is gone, all its gradients held by the loss.
@@ -171,10 +194,13 @@ class ForwardPasses:
         watched = [result.forward_pass.addend, *([] if num_items is None else [num_items])]
         gradients = differentiate(result.loss, [*watched, *held], scale.like(result.loss), retain_graph=retain_graph)
         if gradients[0] is None:
-            raise RuntimeError(
-                f"the task loss does not depend on the embedding {self._hook.target.name!r}, or only through a "
-                "reentrant checkpoint; pass embedding=, a module that it depends on, or use_reentrant=False"
-            )
+            raise self._independent()
         is_divided = num_items is not None and gradients[1] is not None
         divisor = num_items.detach() if is_divided and num_items is not None else None
         return gradients[0], divisor, gradients[len(watched) :]
+
+    def _independent(self) -> RuntimeError:
+        return RuntimeError(
+            f"the task loss does not depend on the embedding {self._hook.target.name!r}, or only through a "
+            "reentrant checkpoint; pass embedding=, a module that it depends on, or use_reentrant=False"
+        )

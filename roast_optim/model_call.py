@@ -57,6 +57,20 @@ class ModelCall:
         """The call with containers and tensors of its own, so that a model that changes them changes no other pass."""
         return self._with_tensors(Tensor.clone)
 
+    def with_rows(self, cut: Callable[[Tensor], Tensor], samples: int) -> ModelCall | None:
+        """The call with ``cut`` of every tensor whose first dimension is ``samples``; None if there is none."""
+        found = False
+
+        def cut_if_it_fits(value: Tensor) -> Tensor:
+            nonlocal found
+            if value.ndim == 0 or len(value) != samples:
+                return value
+            found = True
+            return cut(value)
+
+        call = self._with_tensors(cut_if_it_fits)
+        return call if found else None
+
     def on_leaves(self) -> tuple[ModelCall, list[Tensor], list[Tensor]]:
         """The call cut off from the graph of its inputs; the inputs that require a gradient; the leaves for them."""
         inputs: list[Tensor] = []

@@ -124,8 +124,8 @@ def predictions_of(
 
 def comparable(
     clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor], output: Any, *, needed: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The predictions of both passes in pairs; without their graphs unless they are needed.
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The name of each prediction with that of both passes; without their graphs unless they are needed.
 
     Args:
         clean: those of the clean pass, by name.
@@ -144,7 +144,7 @@ def comparable(
     for name, first in clean.items():
         second = adversarial.get(name)
         if second is not None and second.shape == first.shape:
-            yield (first, second) if needed else (first.detach(), second.detach())
+            yield (name, first, second) if needed else (name, first.detach(), second.detach())
         elif needed:
             found = "is missing" if second is None else f"has shape {tuple(second.shape)}"
             raise ValueError(

@@ -29,6 +29,7 @@ from .options import (
 )
 from .param_groups import always_updated_param_groups, selective_param_groups
 from .parameters import Parameters, Positions
+from .presets import OPTIMIZER_PRESETS, takes_preset
 from .processes import only_makes_state, require_same_masks
 from .ranking import rank_together
 from .sharding import check_process_group
@@ -66,6 +67,9 @@ class RoastAdamW(Optimizer):
             ``selective=False``: all its trainable parameters, none selective); or parameters or group dictionaries, as
             for every torch optimizer. Parameters that come without a word on ``selective``, here or in their group, are
             all selective, which is said once.
+        preset: "paper": the settings of the paper for RoBERTa-large on sentiment, learning rate included, of which
+            those that are given explicitly are not taken. Ranks come when ``refresh()`` is called at the end of every
+            epoch, as the callbacks for Trainer and Lightning do.
         {options}
 
     Raises:
@@ -92,6 +96,7 @@ class RoastAdamW(Optimizer):
         0.46
     """
 
+    @takes_preset(OPTIMIZER_PRESETS)
     def __init__(
         self,
         params: ParamsT | nn.Module,
@@ -121,6 +126,7 @@ class RoastAdamW(Optimizer):
         capturable: bool = DEFAULTS["capturable"],
         process_group: ProcessGroup | None = DEFAULTS["process_group"],
         shared_ranks: SharedRanks | None = DEFAULTS["shared_ranks"],
+        preset: str | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS}
         self.options = RoastOptions.of(given)

@@ -27,7 +27,7 @@ _Class = TypeVar("_Class", bound=type)
 
 @dataclass(frozen=True)
 class Option:
-    """An option of :class:`.optimizer.RoastAdamW`.
+    """An option of :class:`.optimizer.RoastAdamW` or of :class:`.adversarial.AdversarialEmbedding`.
 
     Attributes:
         default: its default value.
@@ -71,10 +71,10 @@ def _is_integer(value: object, least: int, below: int | None = None) -> bool:
 
 _NOT_NEGATIVE: Check = (_is_not_negative, "a non-negative number")
 _SWITCH: Check = (lambda value: isinstance(value, int) and value in (0, 1), "True or False")
-_COUNT: Check = (lambda value: _is_integer(value, 1), "an integer, at least 1")
+COUNT: Check = (lambda value: _is_integer(value, 1), "an integer, at least 1")
 
 
-def _one_of(*values: str) -> Check:
+def one_of(*values: str) -> Check:
     return (lambda value: isinstance(value, str) and value in values, f"one of {values}")
 
 
@@ -149,7 +149,7 @@ OPTIONS: dict[str, Option] = {
         "uniform",
         'what w is: "uniform", 1; "rank", one minus the keep probability, so that what is unimportant returns (0 '
         "before the first ranks, and where nothing is ranked).",
-        (_one_of("uniform", "rank"),),
+        (one_of("uniform", "rank"),),
         of_group=True,
     ),
     "refresh_every": Option(
@@ -167,13 +167,13 @@ OPTIONS: dict[str, Option] = {
     "mask_schedule": Option(
         "step",
         '"step" draws the masks anew at every step, "refresh" keeps one draw between two refreshes.',
-        (_one_of("step", "refresh"),),
+        (one_of("step", "refresh"),),
     ),
     "selection": Option(
         "gradient",
         'what the masks act on: "gradient", as in the paper; "update", where the moments see the whole gradient and '
         "the mask says which elements move in this step. Nothing is rescaled then; decays are never masked.",
-        (_one_of("gradient", "update"),),
+        (one_of("gradient", "update"),),
     ),
     "rescale": Option(
         True,
@@ -193,12 +193,12 @@ OPTIONS: dict[str, Option] = {
         "gradient",
         'what is ranked: "gradient", the accumulated squared gradients; for ablations "random" (a fixed random rank) '
         'or "magnitude" (of the parameter).',
-        (_one_of("gradient", "random", "magnitude"),),
+        (one_of("gradient", "random", "magnitude"),),
     ),
     "importance_every": Option(
         1,
         "accumulate only at every k-th step since the last refresh; not more than refresh_every.",
-        (_COUNT,),
+        (COUNT,),
     ),
     "importance_dtype": Option(
         torch.float32,
@@ -265,29 +265,36 @@ GROUP_OPTIONS = tuple(name for name, option in OPTIONS.items() if option.of_grou
 OPTIONS_OF_MASKS = (*(name for name, option in OPTIONS.items() if option.decides_masks), *GROUP_COUNTERS)
 
 
-def config_field(name: str, more: str = "", **changes: Any) -> Any:
-    """A dataclass field for an option of RoastAdamW, with its default and, as argparse wants it, its help.
+def config_field(name: str, more: str = "", options: Mapping[str, Option] = OPTIONS, **changes: Any) -> Any:
+    """A dataclass field for an option, with its default and, as argparse wants it, its help.
 
     Args:
         name: of the option.
         more: added to the help, where the dataclass does something besides.
+        options: the table that it is in.
         changes: ``default``, where the dataclass writes it otherwise.
     """
+    option = options[name]
     return field(
-        default=changes.get("default", DEFAULTS[name]),
-        metadata={"help": f"{OPTIONS[name].help} {more}".strip().replace("%", "%%")},
+        default=changes.get("default", option.default),
+        metadata={"help": f"{option.help} {more}".strip().replace("%", "%%")},
     )
 
 
 def documented(cls: _Class) -> _Class:
-    """The class with its docstring's line ``{options}`` replaced by what the table says of each option."""
+    """The class with its docstring's lines ``{options}`` and ``{group options}`` replaced by RoastAdamW's options."""
     assert cls.__doc__ is not None
-    said = [f"{name}: {option.help}" for name, option in OPTIONS.items()]
-    said.append(f"Those of a group: {', '.join(f'``{name}``' for name in GROUP_OPTIONS)}.")
-    filled = [textwrap.fill(text, 120, initial_indent=8 * " ", subsequent_indent=12 * " ") for text in said[:-1]]
-    cls.__doc__ = cls.__doc__.replace("        {options}", "\n".join(filled))
-    cls.__doc__ = cls.__doc__.replace("    {group options}", textwrap.indent(textwrap.fill(said[-1], 116), 4 * " "))
+    said = f"Those of a group: {', '.join(f'``{name}``' for name in GROUP_OPTIONS)}."
+    cls.__doc__ = cls.__doc__.replace("        {options}", documentation(OPTIONS))
+    cls.__doc__ = cls.__doc__.replace("    {group options}", textwrap.indent(textwrap.fill(said, 116), 4 * " "))
     return cls
+
+
+def documentation(options: Mapping[str, Option]) -> str:
+    """What a table says of its options, as in a docstring's section of arguments."""
+    said = [f"{name}: {option.help.replace('`', '``')}" for name, option in options.items()]
+    filled = [textwrap.fill(text, 120, initial_indent=8 * " ", subsequent_indent=12 * " ") for text in said]
+    return "\n".join(filled)
 
 
 @dataclass(frozen=True)

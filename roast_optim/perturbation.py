@@ -18,6 +18,7 @@ def perturbed_embedding(
     norm: str,
     *,
     scale: str = "absolute",
+    lengths: Tensor | None = None,
     tokens: Tensor | None = None,
     sample_dim: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -30,11 +31,13 @@ def perturbed_embedding(
         gradient, step_size, norm, tokens, sample_dim: as in :func:`perturbation`.
         scale: "absolute": ``step_size`` is in units of the embeddings. "relative": it is the share of each token's own
             embedding length that the perturbation has, both in the l2 norm.
+        lengths: those lengths, if they are not the embedding's, as :func:`row_lengths` returns them.
 
     Returns:
         The sum, and the number of samples whose gradient is not finite: a scalar, int64.
     """
-    lengths = row_lengths(embedding) if scale == "relative" else None
+    if scale == "relative" and lengths is None:
+        lengths = row_lengths(embedding)
     kernels = fused_kernels(embedding, gradient) if gradient.ndim == 3 and lengths is None else None
     if kernels is not None:
         perturbed, nonfinite_samples = kernels.perturbed_embedding(
@@ -108,20 +111,28 @@ def relative_length(perturbed: Tensor, embedding: Tensor) -> float:
     return float(torch.where(total > 0, share, 0.0))
 
 
-class StartNoise:
-    """Uniform noise from a generator of its own, which starts with seed 0."""
+def noise_step(
+    embedding: Tensor,
+    noise: Tensor,
+    step_size: float,
+    norm: str,
+    *,
+    scale: str = "absolute",
+    tokens: Tensor | None = None,
+) -> Tensor:
+    """A step of length ``step_size`` in a random direction, token by token.
 
-    def __init__(self) -> None:
-        self._generator: torch.Generator | None = None
-
-    def like(self, embedding: Tensor, amplitude: float) -> Tensor:
-        """A leaf of numbers in [0, amplitude), of the embedding's shape; float32, or float64 if the embedding is."""
-        if self._generator is None or self._generator.device != embedding.device:
-            self._generator = torch.Generator(embedding.device).manual_seed(0)
-        noise = torch.rand(
-            embedding.shape,
-            generator=self._generator,
-            device=embedding.device,
-            dtype=torch.promote_types(embedding.dtype, torch.float32),
-        )
-        return noise.mul_(amplitude).requires_grad_()
+    Args:
+        embedding: ``[..., hidden]``.
+        noise: of its shape, uniform in [-1, 1).
+        step_size: in units of ``scale``.
+        norm: "linf": the noise as it is; "sign": its signs; "l2": ``noise / ||noise||``.
+        scale, tokens: as in :func:`perturbed_embedding` and :func:`perturbation`.
+    """
+    direction = noise.sign() if norm == "sign" else noise
+    if norm == "l2" or scale == "relative":
+        length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        direction = direction / length.clamp(min=torch.finfo(noise.dtype).tiny)
+    if scale == "relative":
+        direction = direction * row_lengths(embedding)
+    return step_size * (direction if tokens is None else direction * tokens.unsqueeze(-1))

@@ -25,6 +25,11 @@ class TokenMask:
     tokens_first: bool
     misfit: tuple[int, ...] | None = None
 
+    @property
+    def sample_dim(self) -> int:
+        """The dimension of the output along which the samples of the batch lie."""
+        return 1 if self.tokens_first else 0
+
 
 def find_tokens(
     masks: Iterable[Any], looked_up: Any, caches: Iterable[Any], shape: torch.Size, tokens_first: bool

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from benchmarks.robustness.models import MINILM, locate
+from benchmarks.robustness.models import locate
+from benchmarks.robustness.packaged_models import MINILM
 from roast_optim import AdversarialEmbedding
 from roast_optim.evaluation.classifier import quiet_transformers
 

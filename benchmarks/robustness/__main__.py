@@ -18,7 +18,7 @@ from roast_optim.evaluation.files import write_json
 from .arguments import add_data
 from .data import TASKS
 from .methods import METHODS
-from .models import MINILM
+from .packaged_models import MINILM
 from .pictures import reliability_of_runs
 from .recommendation import recommendation
 from .runs import PURPOSES, Row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -247,7 +248,7 @@ def seed_spread() -> float:
     for mine in five("sentiment").values():
         gains = [improvement_interval({seed: mine[seed]}, plain) for seed in mine]
         variances.append(statistics.variance(each.value for each in gains if each is not None))
-    return statistics.mean(variances) ** 0.5
+    return math.sqrt(statistics.mean(variances))
 
 
 def one_seed() -> str:

@@ -24,7 +24,8 @@ from roast_optim.evaluation.progress import ProgressBar
 
 from .arguments import add_data
 from .data import TASKS, EvaluationSet
-from .models import MINILM, load_classifier
+from .models import load_classifier
+from .packaged_models import MINILM
 from .predictions import with_swaps
 from .settings import Settings, method_settings
 from .sources import load_suite

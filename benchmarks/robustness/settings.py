@@ -12,7 +12,7 @@ from roast_optim.evaluation.errors import UserError
 
 from .data import TASKS, Task
 from .methods import METHODS, create_method, option_names
-from .models import MINILM
+from .packaged_models import MINILM
 from .sources.files import OWN_DATA, DataFiles
 from .training import Method, Recipe
 

@@ -29,7 +29,8 @@ from roast_optim.evaluation.tables import percent
 from .arguments import add_data, length
 from .data import TASKS, EvaluationSet
 from .markdown import header, row_of
-from .models import MINILM, load_classifier
+from .models import load_classifier
+from .packaged_models import MINILM
 from .settings import Settings, method_settings
 from .sources import load_suite
 from .training import train

@@ -9,7 +9,7 @@ from roast_optim.evaluation.tables import percent
 
 from .markdown import header, row_of
 from .names import title_of
-from .protocol import TRIAL_SEEDS, Protocol, mean_of
+from .protocol import Protocol, mean_of
 from .table import signed
 
 
@@ -26,7 +26,7 @@ def rows_of(protocol: Protocol, method: str) -> Iterator[list[str]]:
     chosen = protocol.chosen(method)
     found = []
     for trial in protocol.regime.trials[method]:
-        rows = [row for seed in TRIAL_SEEDS if (row := protocol.recorded("tuning", trial, seed))]
+        rows = [row for seed in protocol.seeds if (row := protocol.recorded("tuning", trial, seed))]
         scores = [protocol.score(row) for row in rows if "failed" not in row]
         mean = sum(scores) / len(scores) if scores else float("-inf")
         found.append((len(scores), mean, trial, rows))

@@ -25,11 +25,12 @@ from .trainer_config import RoastConfig
 
 __all__ = ["RoastCallback", "RoastConfig", "RoastTrainer"]
 
+_ADVERSARY_STATE = "AdversarialEmbedding"  # its place in a Trainer's state
 _ADAMW_NAMES = ("adamw_torch", "adamw_torch_fused")  # what TrainingArguments.optim says if nobody sets it
 
 
 class _Beginning(TrainerCallback):
-    """What a RoastTrainer does when model, data and optimizer are there and before the first step."""
+    """What a RoastTrainer does before the first step, when all is there, and what it saves after each."""
 
     def __init__(self, trainer: RoastTrainer) -> None:
         self._trainer = trainer
@@ -37,10 +38,20 @@ class _Beginning(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Match a scheduler that came from a plain Trainer, and measure importance."""
+        """Match a scheduler that came from a plain Trainer, go on with the adversary, and measure importance."""
         match_scheduler(kwargs["lr_scheduler"], kwargs["optimizer"])
+        if self._trainer.adversary is not None:
+            kept: Any = state.stateful_callbacks
+            saved = kept.get(_ADVERSARY_STATE) if state.global_step else None
+            self._trainer.adversary.load_state_dict(saved["attributes"] if saved else {"calls": 0})
         if self._trainer.roast.measure_first and state.global_step == 0:
             self._trainer.measure_importance()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the adversary's state where the Trainer saves that of callbacks."""
+        if self._trainer.adversary is not None:
+            kept: Any = state.stateful_callbacks
+            kept[_ADVERSARY_STATE] = {"args": {}, "attributes": self._trainer.adversary.state_dict()}
 
 
 def _is_roast(optimizer: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,13 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..adversarial import AdversarialEmbedding
+from ..adversary_options import ADVERSARY_OPTIONS
 from ..optimizer import RoastAdamW
 from ..options import OPTIONS, as_dtype, config_field
 from ..param_groups import always_updated_param_groups, selective_param_groups
+from ..presets import ADVERSARY_PRESETS, OPTIMIZER_PRESETS, preset_of
+
+_adversary_field = partial(config_field, options=ADVERSARY_OPTIONS)
 
 
 @dataclass
@@ -48,29 +53,41 @@ class RoastConfig:
     state_dtype: torch.dtype | str | None = config_field("state_dtype")  # noqa: RUF009
     stochastic_rounding: bool = config_field("stochastic_rounding")
     backend: str = config_field("backend")
-    step_size: float = field(default=0.1, metadata={"help": "Length of the perturbation of each token."})
-    consistency_weight: float = field(default=0.01, metadata={"help": "Weight of the consistency loss."})
-    adversarial_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the task loss of the adversarial pass."}
-    )
-    clean_weight: float = field(default=1.0, metadata={"help": "Weight of the task loss of the clean pass."})
-    norm: str = field(default="linf", metadata={"help": 'In which step_size is measured: "linf", "sign" or "l2".'})
-    scale: str = field(
-        default="absolute",
-        metadata={"help": '"absolute", or "relative": step_size is a share of the length of each token\'s embedding.'},
-    )
-    embedding: str | None = field(
-        default=None, metadata={"help": '"word": perturb the word embeddings, not the whole embedding block.'}
-    )
-    gradient: str = field(
-        default="exact",
-        metadata={"help": '"exact", or "fast": hold the clean prediction constant, and save a backward.'},
+    step_size: float = _adversary_field("step_size")
+    consistency_weight: float = _adversary_field("consistency_weight")
+    adversarial_weight: float = _adversary_field("adversarial_weight")
+    clean_weight: float = _adversary_field("clean_weight")
+    norm: str = _adversary_field("norm")
+    scale: str = _adversary_field("scale")
+    embedding: str | None = _adversary_field("embedding")
+    gradient: str = _adversary_field("gradient")
+    ramp: list[float] | None = _adversary_field("ramp")  # noqa: RUF009 (a field)
+    share: float = _adversary_field("share")
+    direction: str = _adversary_field("direction")
+    ascents: int = _adversary_field("ascents")
+    start_noise: float = _adversary_field("start_noise")
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": '"paper": the settings of the paper in place of those options here that are at their defaults. '
+            "Learning rate, betas, eps and weight decay remain those of TrainingArguments."
+        },
     )
 
     def __post_init__(self) -> None:
         if isinstance(self.refresh_every, str):  # from the command line
             text = self.refresh_every.strip().lower()
             self.refresh_every = int(text) if text.lstrip("-").isdigit() else None if text == "none" else text
+        if self.preset is not None:
+            self._take_preset()
+
+    def _take_preset(self) -> None:
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        at_default = {each.name for each in fields(self) if given[each.name] == each.default}
+        for presets in (OPTIMIZER_PRESETS, ADVERSARY_PRESETS):
+            for name, value in preset_of(presets, self.preset).items():
+                if name in at_default:
+                    setattr(self, name, value)
 
     @classmethod
     def of(cls, options: object) -> RoastConfig:
@@ -125,8 +142,4 @@ class RoastConfig:
         Raises:
             ValueError: an option is out of range, or the model has no embeddings.
         """
-        names = (
-            "step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "embedding", "gradient",
-            "scale",
-        )  # fmt: skip
-        return AdversarialEmbedding(model, **{name: getattr(self, name) for name in names})
+        return AdversarialEmbedding(model, **{name: getattr(self, name) for name in ADVERSARY_OPTIONS})

@@ -9,12 +9,20 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
 
 GOOD = ("great", "lovely", "superb", "moving")
 BAD = ("awful", "boring", "tedious", "clumsy")
 OTHER = ("film", "story", "actors", "music", "scene", "ending", "plot", "this", "that", "really")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+WORDS = (*SPECIAL, *GOOD, *BAD, *OTHER)
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, int]]:
@@ -30,13 +38,8 @@ def sentences(count: int, seed: int) -> list[tuple[str, int]]:
 
 def save_model(folder: Path, *, labels: int | None = None, dropout: float = 0.1) -> Path:
     """A BERT of two layers and 32 dimensions with a word tokenizer; with `labels`, a trained classifier of so many."""
-    words = (*SPECIAL, *GOOD, *BAD, *OTHER)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=word_tokenizer(words),
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-    )  # fmt: skip
     config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -44,8 +47,27 @@ def save_model(folder: Path, *, labels: int | None = None, dropout: float = 0.1)
         config.num_labels = labels
     model = BertModel(config) if labels is None else BertForSequenceClassification(config)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_decoder(folder: Path) -> Path:
+    """A Llama of two layers and 32 dimensions with the same tokenizer."""
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaModel(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(WORDS),
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+    )  # fmt: skip
 
 
 def word_tokenizer(words: tuple[str, ...]) -> Tokenizer:

@@ -15,8 +15,9 @@ from benchmarks.robustness.data import Suite
 from benchmarks.robustness.errors import DivergedError
 from benchmarks.robustness.look import look
 from benchmarks.robustness.protocol import Protocol, claim, work
-from benchmarks.robustness.regimes import REGIMES, Derived, Regime, Trial, by_rate
+from benchmarks.robustness.regimes import Regime
 from benchmarks.robustness.runs import read_runs
+from benchmarks.robustness.trials import Derived, Trial, by_rate
 from benchmarks.robustness.trials_table import trials_table
 from roast_optim.evaluation.errors import UserError
 
@@ -170,18 +171,6 @@ def test_controls_follow_from_the_setting_that_was_chosen(made: Protocol) -> Non
         settle(made, {rate: 0.5 + rate for rate in RATES})
     assert made.setting("lp_ft (shorter)") == Trial("lp_ft", {"learning_rate": 0.006, "probing_epochs": 2})
     assert made.setting("plain (rate of lp_ft)") == Trial("plain", {"learning_rate": 0.006})
-
-
-@pytest.mark.parametrize("name", REGIMES)
-def test_every_method_of_a_regime_has_six_settings_that_exist(name: str) -> None:
-    regime = REGIMES[name]
-    for method, trials in regime.trials.items():
-        assert len({trial.changes() for trial in trials}) == 6, method
-        others = [other.trial(trials[0]) for other in regime.others.values() if getattr(other, "of", None) == method]
-        for trial in (*trials, *others):
-            protocol.method_settings(
-                protocol.Settings(task=regime.task, methods=(trial.method,), changes=trial.changes())
-            )[0].create(protocol.TASKS[regime.task])
 
 
 def test_the_status_tells_every_setting_its_columns_and_the_chosen_one(made: Protocol) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 
 from roast_optim import AdversarialEmbedding, RoastAdamW, selective_param_groups
+from roast_optim.adversary_options import ADVERSARY_OPTIONS
 from roast_optim.integrations.callbacks import UpdatedShare
 from roast_optim.integrations.huggingface import RoastCallback, RoastConfig, RoastTrainer
 from tests.models import ARCHITECTURES
@@ -356,6 +357,40 @@ def test_training_resumes_bit_for_bit(tmp_path: Path, step: int, refresh_every: 
     assert_same_snapshots(snapshot(roast_of(resumed)), snapshot(roast_of(whole)))
 
 
+@pytest.mark.parametrize("restored", [False, True])
+def test_ramp_and_draws_of_the_adversary_go_on_where_the_checkpoint_was_written(tmp_path: Path, restored: bool) -> None:
+    config = RoastConfig(alpha=0.4, ramp=[1, 9], share=0.5, direction="noise", backend="reference")
+    options: dict[str, Any] = {
+        "config": config, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2,
+        "restore_callback_states_from_checkpoint": restored,
+    }  # fmt: skip
+    whole = trained(tmp_path / "whole", **options)
+    resumed = trained(tmp_path / "half", **options, resume=str(tmp_path / "whole" / "checkpoint-4"))
+    assert whole.adversary is not None
+    assert resumed.adversary is not None
+    assert resumed.adversary.calls == whole.adversary.calls == 6
+    assert_same_snapshots(snapshot(roast_of(resumed)), snapshot(roast_of(whole)))
+    resumed.train()
+    assert resumed.adversary.calls == 6  # another training, whose ramp begins anew
+
+
+def test_the_papers_preset_takes_the_place_of_defaults_alone(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, config=RoastConfig(preset="paper", alpha=0.6), max_steps=1, learning_rate=1e-3)
+    optimizer = roast_of(trainer)
+    assert optimizer.options.refresh_every is None
+    assert {(group["alpha"], group["beta"]) for group in optimizer.param_groups} == {(0.6, 10.0)}
+    assert trainer.args.learning_rate == 1e-3
+    with pytest.raises(ValueError, match=r"preset='article'.*\('paper',\)"):
+        RoastConfig(preset="article")
+
+
+def test_the_options_of_the_adversary_are_read_from_the_command_line() -> None:
+    line = "--ramp 100 400 --share 0.5 --direction consistency --ascents 2 --start_noise 1e-5 --preset paper"
+    (config,) = HfArgumentParser(RoastConfig).parse_args_into_dataclasses(line.split())
+    assert (config.ramp, config.share, config.direction, config.ascents) == ([100.0, 400.0], 0.5, "consistency", 2)
+    assert (config.start_noise, config.refresh_every) == (1e-5, None)
+
+
 def test_training_resumes_bit_for_bit_from_the_checkpoint_of_an_epoch(tmp_path: Path) -> None:
     options = {"dropout": 0.1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 5}
     whole = trained(tmp_path / "whole", **options)
@@ -435,15 +470,15 @@ def test_the_options_and_the_arguments_reach_the_optimizer_and_the_adversary(tmp
         importance_every=2, importance_dtype="bfloat16", always_update=["query"], state_dtype="float64",
         backend="reference", step_size=0.2,
         consistency_weight=0.3, adversarial_weight=0.4, clean_weight=0.6, norm="l2", embedding="word", gradient="fast",
-        scale="relative",
+        scale="relative", ramp=[0, 4], share=0.5, ascents=2,
     )  # fmt: skip
     trainer = trained(tmp_path, config=config, max_steps=1, seed=11, adam_beta1=0.8, adam_beta2=0.98, adam_epsilon=1e-6)
     optimizer, adversary = roast_of(trainer), trainer.adversary
     assert adversary is not None
     for name in ("refresh_every", "mask_schedule", "rescale", "importance", "importance_every"):
         assert getattr(optimizer.options, name) == getattr(config, name)
-    for name in ("step_size", "consistency_weight", "adversarial_weight", "clean_weight", "norm", "gradient", "scale"):
-        assert getattr(adversary, name) == getattr(config, name)
+    for name in ADVERSARY_OPTIONS:
+        assert name == "embedding" or getattr(adversary, name) == getattr(config, name)
     assert adversary.embedding_name == "bert.embeddings.word_embeddings"
     assert optimizer.backend == "reference"
     assert (optimizer.options.state_dtype, optimizer.options.importance_dtype) == (torch.float64, torch.bfloat16)

@@ -21,6 +21,7 @@ include_patterns = [
     "benchmarks/**/results/**",
     "benchmarks/gpu/README.md",
     "benchmarks/robustness/PROTOCOL.md",
+    "tests/README.md",
 ]
 html_extra_path = ["site_root"]
 

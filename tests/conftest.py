@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests.interpreter import round_to_bfloat16_as_gpus_do
 from tests.support import torch_tests  # noqa: F401 - it sets a profile of hypothesis, and ours must come later
@@ -25,6 +25,14 @@ torch.set_num_threads(1)
 # every time, but in `make fuzz`, which looks for new ones.
 settings.register_profile("fixed", deadline=None, max_examples=100, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=2_000, derandomize=False)
+settings.register_profile(  # tests/mutations.py wants to know no more than whether a test fails
+    "first failure",
+    deadline=None,
+    max_examples=100,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+    report_multiple_bugs=False,
+)
 settings.load_profile("fixed")
 
 if INTERPRETED:

@@ -1,15 +1,17 @@
-"""Faults put into the optimizer, the draw, the importance and the adversary, one at a time: the tests catch each of them.
+"""Faults put into the optimizer, the kernels and the adversary, one at a time: the tests catch each of them.
 
     python tests/mutations.py [NAME ...]    (make mutations: all of them)
 
-Every fault is made in a copy of the source tree and the tests of that part are run there until the first failure. Exit
-status 1 if a fault survives, or if its place is not found any more.
+Every fault is made in a copy of the source tree, where the library is built again if the fault is in C++, and the tests
+of that part are run there until the first failure. Triton's kernels run in its interpreter. Exit status 1 if a fault
+survives, or if its place is not found any more. A name is that of a fault, or of a file: all of its faults.
 """
 
 # ruff: noqa: E501 - a fault is one line
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+LIBRARY = Path("kernels/native/_native.so")
 COPIED = ("benchmarks", "docs", "kernels", "roast_optim", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -50,6 +53,24 @@ TESTS = {
         "tests/roast_optim/test_optimizer_gradients.py",
         "tests/kernels/test_backends.py",
     ),
+    "kernels/native/step.h": (
+        "tests/kernels/test_native_step.py",
+        "tests/kernels/test_backends.py",
+        "tests/kernels/test_native_tensors.py",
+    ),
+    "kernels/native/draw.h": (
+        "tests/kernels/test_native_step.py",
+        "tests/kernels/test_backends.py",
+        "tests/kernels/test_stochastic_rounding.py",
+    ),
+    "kernels/native/adamw.cpp": (
+        "tests/kernels/test_native_tensors.py",
+        "tests/kernels/test_native_step.py",
+        "tests/kernels/test_backends.py",
+    ),
+    "kernels/triton/roast_adamw_kernel.py": ("tests/kernels/test_backends.py", "tests/kernels/triton/test_step.py"),
+    "kernels/triton/roast_adamw.py": ("tests/kernels/triton/test_step.py",),
+    "kernels/triton/draw.py": ("tests/kernels/test_backends.py", "tests/kernels/triton/test_step.py"),
     "roast_optim/masking.py": ("tests/roast_optim/test_masking.py",),
     "roast_optim/importance.py": (
         "tests/roast_optim/test_importance.py",
@@ -82,6 +103,9 @@ TESTS = {
 }
 STEP, DRAW = "kernels/reference/roast_adamw.py", "kernels/reference/draw.py"
 ROUNDING, REFERENCE_IMPORTANCE = "kernels/reference/rounding.py", "kernels/reference/importance.py"
+CPP_STEP, CPP_DRAW, CPP = "kernels/native/step.h", "kernels/native/draw.h", "kernels/native/adamw.cpp"
+TRITON, TRITON_DRAW = "kernels/triton/roast_adamw_kernel.py", "kernels/triton/draw.py"
+TRITON_HOST = "kernels/triton/roast_adamw.py"
 OPTIMIZER, SCHEDULE = "roast_optim/optimizer.py", "roast_optim/refresh_schedule.py"
 STEP_OPTIONS = "roast_optim/step_options.py"
 MASKING, IMPORTANCE = "roast_optim/masking.py", "roast_optim/importance.py"
@@ -115,6 +139,20 @@ FAULTS = (
     Fault("importance not reset", REFERENCE_IMPORTANCE, "            importance.zero_()\n", "            pass\n"),
     Fault("bins one bit wider", REFERENCE_IMPORTANCE, "view(-1) >> 15", "view(-1) >> 16"),
     Fault("step counted after the draw", STEP, "else draw_number_of(step)", "else draw_number_of(step - 1)"),
+    Fault("C++: importance does not saturate", CPP_STEP, "return at_most(LARGEST<S>, score + g * g);", "return score + g * g;"),
+    Fault("C++: non-finite gradients enter importance", CPP_STEP, "if (special) finite_g = zero_where_not_finite(g);", ";"),
+    Fault("C++: a kept element loses its non-finite gradient", CPP_STEP, "if (special) scaled = (is_finite(g) | (factor == 0)) ? scaled : g;", ";"),
+    Fault("C++: maximize forgotten", CPP_STEP, "    g = (F32)((I32)g ^ scalars.sign);\n", ""),
+    Fault("C++: denormal numbers stay in the first moment", CPP_STEP, "    exp_avg = without_denormals(exp_avg);\n", ""),
+    Fault("C++: the largest second moment forgets what is not a number", CPP_STEP, "((previous > exp_avg_sq) | (previous != previous))", "(previous > exp_avg_sq)"),
+    Fault("C++: the step is taken before the weight decay", CPP_STEP, "param = multiply_add(param, scalars.decay, step);", "param = (param + step) * scalars.decay;"),
+    Fault("C++: one bias correction for all parameters", CPP, "if (step != step_of_adamw) adamw", "if (step_of_adamw == 0) adamw"),
+    Fault("C++: bias correction of the second moment by the first beta", CPP, "1 - std::pow(s.beta2, static_cast<double>(step))", "1 - std::pow(s.beta1, static_cast<double>(step))"),
+    Fault("C++: one draw between refreshes is drawn anew", CPP, "s.draw_number < 0 ? own : s.draw_number, table", "own, table"),
+    Fault("C++: a gradient may overlap what is written", CPP, "if (next != ranges + s.written_count && next->begin < end) return false;", ";"),
+    Fault("Triton: a threshold is kept too", TRITON, "kept = words < threshold", "kept = words <= threshold"),
+    Fault("Triton: maximize forgotten", TRITON, "        grad = -grad\n", "        pass\n"),
+    Fault("Triton: eps is not corrected for its bias", TRITON, "    eps = eps * correction\n", ""),
     Fault("beta not doubled", MASKING, "Decimal(2 * beta)", "Decimal(beta)"),
     Fault("rank and alpha swapped", MASKING, "context.subtract(rank, Decimal(alpha))", "context.subtract(Decimal(alpha), rank)"),
     Fault("rank at the edge of its code", MASKING, "Decimal(2 * code + 1)", "Decimal(2 * code)"),
@@ -162,6 +200,9 @@ def make_copy(folder: Path) -> None:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         else:
             shutil.copy(source, folder / name)
+    # What a fault does is the same with fewer optimizations, which take most of the time that compiling takes.
+    setup = folder / "setup.py"
+    setup.write_text(setup.read_text().replace('"-O3"', '"-O1"'))
 
 
 def tests_pass(file: str, folder: Path) -> bool:
@@ -170,11 +211,33 @@ def tests_pass(file: str, folder: Path) -> bool:
     Raises:
         SystemExit: they could not be run.
     """
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS[file]]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=1800)
-    if result.returncode not in (0, 1):  # 1: a test failed
+    # A failed example is not made smaller, which takes longer than all the rest.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=first failure"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *TESTS[file]],
+        cwd=folder,
+        env={**os.environ, "TRITON_INTERPRET": "1"} if file.startswith("kernels/triton/") else None,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+    crashed = result.returncode < 0 and not file.endswith(".py")  # C++ has more ways to fail
+    if result.returncode not in (0, 1) and not crashed:  # 1: a test failed
         raise SystemExit(f"{file}: pytest ended with {result.returncode}\n{result.stdout}{result.stderr}")
     return result.returncode == 0
+
+
+def build_library(folder: Path) -> None:
+    """Build the library of the copy from its sources.
+
+    Raises:
+        SystemExit: it does not compile.
+    """
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode != 0 or not (folder / LIBRARY).exists():
+        raise SystemExit(f"the library does not compile\n{result.stdout}{result.stderr}")
 
 
 def is_caught(fault: Fault, folder: Path) -> bool:
@@ -183,16 +246,23 @@ def is_caught(fault: Fault, folder: Path) -> bool:
     text = path.read_text()
     if text.count(fault.old) != 1:
         raise SystemExit(f"{fault.name}: {fault.file} has {text.count(fault.old)} places like {fault.old!r}, not one")
+    library = folder / LIBRARY
+    intact = library.read_bytes() if library.exists() else None
     path.write_text(text.replace(fault.old, fault.new))
     try:
+        if not fault.file.endswith(".py"):
+            build_library(folder)
         return not tests_pass(fault.file, folder)
     finally:
         path.write_text(text)
+        if intact is not None:
+            library.unlink(missing_ok=True)  # not written over: a process may have it mapped
+            library.write_bytes(intact)
 
 
 def main(names: list[str]) -> int:
-    chosen = [fault for fault in FAULTS if not names or fault.name in names]
-    if unknown := set(names) - {fault.name for fault in FAULTS}:
+    chosen = [fault for fault in FAULTS if not names or {fault.name, fault.file} & set(names)]
+    if unknown := set(names) - {name for fault in FAULTS for name in (fault.name, fault.file)}:
         raise SystemExit(f"no such fault: {', '.join(sorted(unknown))}")
     survivors = []
     with tempfile.TemporaryDirectory() as name:

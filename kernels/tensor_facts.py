@@ -50,8 +50,18 @@ class Facts(NamedTuple):
         return self.numbers[3::_FACTS]
 
 
+class TensorsWithFacts(list[Tensor]):
+    """Tensors of which the facts were read already; for a moment in which nobody changes them."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__(tensors)
+        self.facts = facts(tensors)
+
+
 def facts(tensors: Sequence[Tensor]) -> Facts:
     """The facts of tensors that have memory."""
+    if isinstance(tensors, TensorsWithFacts):
+        return tensors.facts
     read, negative = _reader(), list(map(Tensor.is_neg, tensors))
     if read is not None:
         numbers = array("q", bytes(8 * _FACTS * len(tensors)))

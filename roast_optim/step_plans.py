@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +13,9 @@ from torch import Tensor
 from .kernels.backend import Backend
 from .kernels.plan import StepPlan
 from .kernels.step import StepRow, state_names
+from .kernels.tensor_facts import TensorsWithFacts
 from .sharding import local, sharding_of
 from .state import State, local_gradients, refuse_sparse_and_complex
-
-_layout_of, _dtype_of = attrgetter("layout"), attrgetter("dtype")
-_ORDINARY_LAYOUTS = {torch.strided}
 
 
 class PlannedStep(NamedTuple):
@@ -104,6 +102,7 @@ class _GroupPlan:
             backend = backend_of(device)
             self.parts.append(_Part(device, backend, backend.plan([rows[i] for i in indices]), indices))
         self._state_tensors_of: Callable[[State], tuple[Tensor, ...]] = itemgetter(*self._names)
+        self._ordinary_kinds: set[object] = set()  # of gradients that are neither sparse nor complex
         self._is_spread = any(sharding_of(param) is not None for param in stepping)
 
     def fits(
@@ -139,14 +138,25 @@ class _GroupPlan:
 
     def steps(self, grads: list[Tensor]) -> list[PlannedStep]:
         """With the gradients of those parameters that have one."""
-        if not (
-            set(map(_layout_of, grads)) <= _ORDINARY_LAYOUTS
-            and not any(dtype.is_complex for dtype in set(map(_dtype_of, grads)))
-        ):
-            refuse_sparse_and_complex(self._stepping, grads)
         if self._is_spread:
+            refuse_sparse_and_complex(self._stepping, grads)
             grads = local_gradients(self._stepping, grads)
+        elif grads:
+            grads = self._ordinary(grads)
         return [PlannedStep(part.device, part.plan, self._of_part(part, grads)) for part in self.parts]
+
+    def _ordinary(self, grads: list[Tensor]) -> list[Tensor]:
+        """The gradients with their facts, if none is sparse or complex; the backends need the facts anyway."""
+        try:
+            known = TensorsWithFacts(grads)
+        except RuntimeError:  # one without memory of its own: sparse, or of a device that has no addresses
+            refuse_sparse_and_complex(self._stepping, grads)
+            return grads
+        kinds = set(known.facts.kinds)
+        if not kinds <= self._ordinary_kinds:
+            refuse_sparse_and_complex(self._stepping, grads)
+            self._ordinary_kinds |= kinds
+        return known
 
     def _of_part(self, part: _Part, entries: list[Any]) -> list[Any]:
         return entries if len(self.parts) == 1 else [entries[i] for i in part.indices]

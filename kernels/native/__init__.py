@@ -182,7 +182,7 @@ class _Part:
         """Addresses of the gradients; None if the library cannot take one of them, as :meth:`takes` says of each."""
         found = facts(grads)
         alike = found.kinds == self._kinds and found.sizes == self._sizes and all(found.contiguous)
-        if alike and not any(map(Tensor.is_neg, grads)):
+        if alike and not any(found.negative):
             return array("q", found.addresses)
         if not all(self.takes(grad, i) for i, grad in enumerate(grads)):
             return None

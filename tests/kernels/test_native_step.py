@@ -65,7 +65,7 @@ def any_step(draw: st.DrawFn) -> Step:
         score_dtype=draw(score_dtypes),
         positions=draw(st.one_of(st.none(), positions(shapes))),
         offset=draw(st.integers(0, 3)),
-        steps=draw(st.sampled_from([0, 1, 5, 1000, 2**24 - 1])),
+        steps=[draw(st.sampled_from([0, 1, 5, 1000, 2**24 - 1])) for _ in shapes],
         seed=draw(st.integers(0, 2**32)),
         lr=draw(st.sampled_from([0.0, 1e-3, 0.5])),
         beta1=draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.999])),

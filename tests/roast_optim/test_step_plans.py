@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from roast_optim import RoastAdamW
+from roast_optim import RoastAdamW, step_plans
 from roast_optim.kernels import tensor_facts
 from roast_optim.kernels.step import STATE_TENSORS, TENSORS
 from tests.support.differences import first_difference
@@ -404,6 +404,23 @@ def test_a_parameter_on_another_device_than_its_state_is_refused(backend: str) -
     param, optimizer = small(backend)
     optimizer.state[param]["exp_avg_sq"] = optimizer.state[param]["exp_avg_sq"].to("meta")
     with pytest.raises(RuntimeError, match="parameter 0 has device cpu, its exp_avg_sq meta"):
+        optimizer.step()
+
+
+def test_gradients_without_an_address_are_taken_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on devices whose memory none but torch can read; there, too, sparse ones are refused."""
+
+    def unreadable(tensors: list[Tensor]) -> list[Tensor]:
+        raise RuntimeError("no address")
+
+    expected, optimizer_of_expected = small("reference")
+    param, optimizer = small("reference")
+    optimizer_of_expected.step()
+    monkeypatch.setattr(step_plans, "TensorsWithFacts", unreadable)
+    optimizer.step()
+    assert first_difference(param, expected) is None
+    param.grad = torch.ones(6).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
         optimizer.step()
 
 

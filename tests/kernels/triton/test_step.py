@@ -212,6 +212,13 @@ def test_a_subnormal_second_moment_does_not_count_as_zero() -> None:
     assert_step_agrees(step)
 
 
+def test_not_a_number_stays_in_the_largest_second_moment() -> None:
+    step = a_step([(40,)], optional=OPTIONAL)
+    step.rows[0].max_exp_avg_sq[3] = math.nan
+    step.run(TRITON)
+    assert step.rows[0].max_exp_avg_sq.isnan().nonzero().tolist() == [[3]]
+
+
 def test_one_launch_serves_all_parameters_of_a_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = []
 

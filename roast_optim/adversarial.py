@@ -234,7 +234,8 @@ class AdversarialEmbedding:
             if self.gradient == "fast":
                 clean = passes.fast_clean_pass(self._loss_scale)
             else:
-                clean = passes.exact_clean_pass(self._loss_scale, needs_gradient=ascent.needs_clean_gradient)
+                needs_gradient = height > 0 and ascent.needs_clean_gradient
+                clean = passes.exact_clean_pass(self._loss_scale, needs_gradient=needs_gradient)
             self.loss_divisor = self.loss_fn.divisor if isinstance(self.loss_fn, TaskLoss) else clean.loss_divisor
             task = clean.result.loss
             adversarial = consistency = torch.zeros_like(task.detach())

@@ -161,15 +161,24 @@ def test_a_loss_divided_by_a_number_of_items_is_a_sum_over_the_share() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["exact", "fast"])
-def test_the_step_grows_along_the_ramp_and_there_is_no_second_pass_before(gradient: str) -> None:
+def test_the_step_grows_along_the_ramp_and_there_is_no_second_pass_before(
+    gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, batch = BERT.model(), BERT.batch()
     passes = passes_of(model)
     adversary = AdversarialEmbedding(model, STEP, 0.5, ramp=(2, 6), gradient=gradient)
+    backwards: list[Any] = []  # of the first pass, until the whole loss is differentiated
+    original = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *args, **kwargs: backwards.append(0) or original(*args, **kwargs)
+    )
     for call, height in enumerate((0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0)):
         assert adversary.calls == call
         assert adversary.height == height
         passes.clear()
+        backwards.clear()
         loss = adversary(**batch).loss
+        assert len(backwards) == (1 if height or gradient == "fast" else 0)
         still = AdversarialEmbedding(model, height * STEP, 0.5, gradient=gradient)
         if height:
             assert len(passes) == 2

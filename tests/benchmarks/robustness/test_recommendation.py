@@ -69,7 +69,7 @@ def test_a_dearer_method_is_advised_where_it_is_shown_to_beat_the_cheaper_one() 
         runs("wconsol", 0.10, noise=0.01, seconds=12.0),
     )
     assert text.startswith("Fine-tune with FreeLB")
-    assert "none is shown to beat freelb" in text
+    assert "none is shown to beat FreeLB" in text
 
 
 def test_methods_that_are_shown_to_be_worse_are_named() -> None:

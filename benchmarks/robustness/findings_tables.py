@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -248,7 +247,7 @@ def seed_spread() -> float:
     for mine in five("sentiment").values():
         gains = [improvement_interval({seed: mine[seed]}, plain) for seed in mine]
         variances.append(statistics.variance(each.value for each in gains if each is not None))
-    return math.sqrt(statistics.mean(variances))
+    return float(statistics.mean(variances) ** 0.5)
 
 
 def one_seed() -> str:

@@ -39,6 +39,7 @@ TESTS = {
         "tests/roast_optim/test_optimizer_adamw.py",
         "tests/kernels/test_backends.py",
         "tests/kernels/test_stochastic_rounding.py",
+        "tests/kernels/test_gradient_factor.py",
     ),
     "roast_optim/masking.py": ("tests/roast_optim/test_masking.py",),
     "roast_optim/importance.py": (
@@ -97,6 +98,10 @@ FAULTS = (
     Fault("non-finite gradients enter importance", REFERENCE, "torch.where(g.isfinite(), g * g, 0.0)", "g * g"),
     Fault("importance with one rounding", REFERENCE, "score.add_(square).clamp_", "score.copy_(torch.where(g.isfinite(), score.double() + g.double() * g.double(), score.double())).clamp_"),
     Fault("rounding draws the words of the masks", REFERENCE, "upper = (blocks >> 32) | purpose if wide else purpose", "upper = blocks >> 32 if wide else 0"),
+    Fault("upper half of each word first", REFERENCE, "torch.stack([drawn & 0xFFFF, drawn >> 16], dim=2)", "torch.stack([drawn >> 16, drawn & 0xFFFF], dim=2)"),
+    Fault("bits of the state without their bytes exchanged", REFERENCE, "RoundingBits(drawn, (drawn & 0xFF) << 8 | drawn >> 8)", "RoundingBits(drawn, drawn)"),
+    Fault("factor of the gradients forgotten", REFERENCE, "            grad = multiplied(grad, options.gradient_factor)\n", "            pass\n"),
+    Fault("multiplied without a rounding to its dtype", REFERENCE, "device=grad.device)).to(grad.dtype)", "device=grad.device))"),
     Fault("rounded by the bits of the state", REFERENCE, "bits.parameter if narrow is param else bits.state", "bits.state"),
     Fault("rounding rounds towards zero", REFERENCE, "((pattern + bits) >> 16 << 16)", "(pattern >> 16 << 16)"),
     Fault("importance not reset", REFERENCE, "            importance.zero_()\n", "            pass\n"),

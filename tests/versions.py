@@ -62,7 +62,7 @@ class Versions:
 
 # The floors of pyproject.toml are those of the first, which a test compares.
 VERSIONS = (
-    Versions("lowest", python="3.10", torch="2.6.0", triton="3.2.0", numpy="2.2.6"),
+    Versions("lowest", python="3.10", torch="2.7.0", triton="3.3.0", numpy="2.2.6"),
     Versions("newest torch", python="3.11", torch="2.14.1", triton="3.8.0"),
     Versions("newest Python", python="3.14", torch=None, triton=None),
 )

@@ -65,6 +65,13 @@ def test_an_environment_chooses_its_own_releases_and_takes_the_others_from_the_c
     assert Versions("newest", "3.14", None, None).requirements() == ["torch", "triton", "numpy"]
 
 
+def test_in_the_interpreter_run_those_of_the_tests_that_are_for_it() -> None:
+    assert versions.in_the_interpreter([]) == [*versions.INTERPRETED]
+    assert versions.in_the_interpreter(["tests/kernels/triton", "tests/docs"]) == ["tests/kernels/triton"]
+    assert versions.in_the_interpreter(["tests/roast_optim"]) == [*versions.INTERPRETED[1:]]
+    assert all((ROOT / each).exists() for each in versions.INTERPRETED)
+
+
 def test_a_line_is_written_into_the_table_in_the_place_of_the_one_before() -> None:
     def document(*rows: str) -> str:
         return "\n".join(["before", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|", *rows, "", "after"]) + "\n"

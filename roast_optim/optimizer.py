@@ -201,20 +201,20 @@ class RoastAdamW(Optimizer):
                 norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
                 optimizer.step(gradient_factor=(1.0 / (norm + 1e-6)).clamp(max=1.0))
         """
-        factor = checked_gradient_factor(gradient_factor)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
 
         with without_lost_threads():
-            self._take_step(factor)
+            self._take_step(gradient_factor)
         return loss
 
     # Kernels are opaque to torch.compile: a compiled step runs this as it is, and compiles nothing anew for another
     # learning rate.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _take_step(self, gradient_factor: float | Tensor) -> None:
+        gradient_factor = checked_gradient_factor(gradient_factor)
         self._check_before_step()
         had_state = len(self.state) > 0
         planned = self.parameters.planned_steps(self.param_groups, self.state)

@@ -37,6 +37,7 @@ class Fault:
 TESTS = {
     "kernels/reference/draw.py": (
         "tests/kernels/test_reference.py",
+        "tests/kernels/test_stochastic_rounding.py",
         "tests/roast_optim/test_optimizer_selection.py",
         "tests/roast_optim/test_optimizer_gradients.py",
         "tests/kernels/test_backends.py",
@@ -47,6 +48,7 @@ TESTS = {
         "tests/roast_optim/test_optimizer_gradients.py",
         "tests/roast_optim/test_optimizer_adamw.py",
         "tests/kernels/test_stochastic_rounding.py",
+        "tests/kernels/test_gradient_factor.py",
     ),
     "kernels/reference/importance.py": (
         "tests/roast_optim/test_optimizer_selection.py",
@@ -62,6 +64,10 @@ TESTS = {
         "tests/kernels/test_native_step.py",
         "tests/kernels/test_backends.py",
         "tests/kernels/test_stochastic_rounding.py",
+    ),
+    "kernels/reference/gradient_factor.py": (
+        "tests/kernels/test_gradient_factor.py",
+        "tests/roast_optim/test_gradient_factor.py",
     ),
     "kernels/native/adamw.cpp": (
         "tests/kernels/test_native_tensors.py",
@@ -116,6 +122,7 @@ TESTS = {
     "roast_optim/task_gradient.py": ("tests/roast_optim/test_adversarial.py",),
 }
 STEP, DRAW = "kernels/reference/roast_adamw.py", "kernels/reference/draw.py"
+FACTOR = "kernels/reference/gradient_factor.py"
 ROUNDING, REFERENCE_IMPORTANCE = "kernels/reference/rounding.py", "kernels/reference/importance.py"
 CPP_STEP, CPP_DRAW, CPP = "kernels/native/step.h", "kernels/native/draw.h", "kernels/native/adamw.cpp"
 TRITON, TRITON_DRAW = "kernels/triton/roast_adamw_kernel.py", "kernels/triton/draw.py"
@@ -139,7 +146,7 @@ FAULTS = (
     Fault("mask after the moments", STEP, "            grad = selected_gradient(grad, chunk[\"rank_code\"], words, selection)\n", "            chunk[\"exp_avg\"].mul_(kept(chunk[\"rank_code\"], words, selection.thresholds))\n"),
     Fault("a threshold is kept too", DRAW, "words.view(rank_code.shape) < look_up", "words.view(rank_code.shape) <= look_up"),
     Fault("six rounds of the generator", DRAW, "rounds: int = 7", "rounds: int = 6"),
-    Fault("key halves swapped", DRAW, "key, size = (seed & WORD, seed >> 32),", "key, size = (seed >> 32, seed & WORD),"),
+    Fault("key halves swapped", DRAW, "key = (seed & WORD, seed >> 32)", "key = (seed >> 32, seed & WORD)"),
     Fault("counter without the parameter", DRAW, "upper, position.parameter_id, draw_number)", "upper, 0, draw_number)"),
     Fault("counter off by one", DRAW, "begin // size, -(-(begin + count) // size), device", "begin // size + 1, -(-(begin + count) // size) + 1, device"),
     Fault("words of a block in another order", DRAW, "drawn.view(-1)[begin % size : begin % size + count]", "drawn.flip(1).reshape(-1)[begin % size : begin % size + count]"),
@@ -148,6 +155,10 @@ FAULTS = (
     Fault("non-finite gradients enter importance", REFERENCE_IMPORTANCE, "torch.where(g.isfinite(), g * g, 0.0)", "g * g"),
     Fault("importance with one rounding", REFERENCE_IMPORTANCE, "score.add_(square).clamp_", "score.copy_(torch.where(g.isfinite(), score.double() + g.double() * g.double(), score.double())).clamp_"),
     Fault("rounding draws the words of the masks", DRAW, "upper = (blocks >> 32) | purpose if wide else purpose", "upper = blocks >> 32 if wide else 0"),
+    Fault("upper half of each word first", DRAW, "torch.stack([drawn & 0xFFFF, drawn >> 16], dim=2)", "torch.stack([drawn >> 16, drawn & 0xFFFF], dim=2)"),
+    Fault("bits of the state without their bytes exchanged", STEP, "RoundingBits(drawn, (drawn & 0xFF) << 8 | drawn >> 8)", "RoundingBits(drawn, drawn)"),
+    Fault("factor of the gradients forgotten", STEP, "            grad = multiplied(grad, options.gradient_factor)\n", "            pass\n"),
+    Fault("multiplied without a rounding to its dtype", FACTOR, "device=grad.device)).to(grad.dtype)", "device=grad.device))"),
     Fault("rounded by the bits of the state", STEP, "bits.parameter if narrow is param else bits.state", "bits.state"),
     Fault("rounding rounds towards zero", ROUNDING, "((pattern + bits) >> 16 << 16)", "(pattern >> 16 << 16)"),
     Fault("importance not reset", REFERENCE_IMPORTANCE, "            importance.zero_()\n", "            pass\n"),

@@ -41,7 +41,9 @@ def test_the_floors_of_the_project_are_the_lowest_versions_that_are_tested() -> 
     assert promised.keys() == tested.keys()
     for name, floor in promised.items():
         assert re.sub(r"(\.0)+$", "", tested[name] or "") == re.sub(r"(\.0)+$", "", floor), name
-    assert f"needs torch >= {floors()['torch']} " in (ROOT / "README.md").read_text()
+    assert f"needs torch >= {promised['torch']} " in (ROOT / "README.md").read_text()
+    said = "torch {torch}, triton {triton} and Python {python} or newer".format(**promised)
+    assert said in (ROOT / "docs" / "guarantees.md").read_text()
 
 
 def test_the_hosted_workflow_runs_the_lowest_and_the_newest_versions() -> None:
@@ -61,6 +63,13 @@ def test_an_environment_chooses_its_own_releases_and_takes_the_others_from_the_c
     assert kept == "torchmetrics==1\n#\n"
     assert LOWEST.requirements() == [f"torch=={LOWEST.torch}", f"triton=={LOWEST.triton}", f"numpy=={LOWEST.numpy}"]
     assert Versions("newest", "3.14", None, None).requirements() == ["torch", "triton", "numpy"]
+
+
+def test_in_the_interpreter_run_those_of_the_tests_that_are_for_it() -> None:
+    assert versions.in_the_interpreter([]) == [*versions.INTERPRETED]
+    assert versions.in_the_interpreter(["tests/kernels/triton", "tests/docs"]) == ["tests/kernels/triton"]
+    assert versions.in_the_interpreter(["tests/roast_optim"]) == [*versions.INTERPRETED[1:]]
+    assert all((ROOT / each).exists() for each in versions.INTERPRETED)
 
 
 def test_a_line_is_written_into_the_table_in_the_place_of_the_one_before() -> None:

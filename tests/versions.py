@@ -62,7 +62,7 @@ class Versions:
 
 # The floors of pyproject.toml are those of the first, which a test compares.
 VERSIONS = (
-    Versions("lowest", python="3.10", torch="2.6.0", triton="3.2.0", numpy="2.2.6"),
+    Versions("lowest", python="3.10", torch="2.7.0", triton="3.3.0", numpy="2.2.6"),
     Versions("newest torch", python="3.11", torch="2.14.1", triton="3.8.0"),
     Versions("newest Python", python="3.14", torch=None, triton=None),
 )
@@ -108,7 +108,7 @@ class Environment:
         """What came of each test, those in the interpreter too."""
         file = self.folder / "outcomes.jsonl"
         file.unlink(missing_ok=True)
-        interpreted = [each for each in INTERPRETED if not tests or any(_overlap(each, one) for one in tests)]
+        interpreted = in_the_interpreter(tests)
         for arguments, more in (([*tests], {}), (["-k", "triton", *interpreted], {"TRITON_INTERPRET": "1"})):
             if more and not interpreted:
                 continue
@@ -135,10 +135,16 @@ def _interpreter(version: str) -> str:
     return found
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Whether one of two files or folders lies in the other."""
-    first, second = Path(one.split("::")[0]), Path(other.split("::")[0])
-    return first == second or first in second.parents or second in first.parents
+def in_the_interpreter(tests: Sequence[str]) -> list[str]:
+    """Of these files and folders (none: all) what runs again in triton's interpreter."""
+    found: dict[str, None] = {}
+    for chosen in tests or INTERPRETED:
+        for each in INTERPRETED:
+            if Path(chosen).is_relative_to(each):
+                found[chosen] = None
+            elif Path(each).is_relative_to(chosen):
+                found[each] = None
+    return [*found]
 
 
 def without(names: Sequence[str], constraints: str) -> str:

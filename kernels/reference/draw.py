@@ -69,7 +69,8 @@ def draw_halves(
 def _drawn(
     purpose: int, position: Position, start: int, count: int, seed: int, draw_number: Word, device: torch.device
 ) -> Tensor:
-    key, size = (seed & WORD, seed >> 32), 4 if purpose == FOR_MASKS else 8
+    key = (seed & WORD, seed >> 32)
+    size = 4 if purpose == FOR_MASKS else 8  # words or halves of a block
     first, inner, stride = position.first_index, position.inner_length, position.outer_stride
     (row, column), (last_row, last_column) = divmod(start, inner), divmod(start + max(count, 1) - 1, inner)
     wide = first + last_row * stride + last_column >= size << 32  # block numbers beyond 32 bits

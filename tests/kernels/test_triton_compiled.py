@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    version("triton").startswith("3.3."), reason="triton 3.3 compiles for AMD's GPUs only where ROCm is installed"
+)
 Rows = list[dict[str, Any]]
 
 

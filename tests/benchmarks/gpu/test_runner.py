@@ -181,8 +181,9 @@ def test_ending_the_command_in_the_middle_leaves_readable_results(
     code = f"open({str(pid)!r}, 'w').write(str(os.getpid())); {GOOD}; open({str(ready)!r}, 'w'); time.sleep(60)"
     programs = [stage("first", GOOD), stage("second", code), stage("third", GOOD)]
     driver = (
-        "import sys; from pathlib import Path; from benchmarks.gpu.plan import Stage; "
-        "from benchmarks.gpu.runner import Runner; "
+        # Whoever is started in the background of a shell ignores interrupts, and so would this.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pathlib import Path; from benchmarks.gpu.plan import Stage; from benchmarks.gpu.runner import Runner; "
         "stages = [Stage(Path(each).stem, 60.0, (each,)) for each in sys.argv[2:]]; "
         "Runner(stages, Path(sys.argv[1]), budget=100.0).run()"
     )

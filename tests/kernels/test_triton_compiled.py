@@ -55,8 +55,8 @@ def test_the_fused_step_keeps_to_its_limits_on_every_target(tmp_path: Path) -> N
 
 # Where issuing a step's instructions takes longer than moving its bytes, by kernel and target, and how much longer at
 # most. With everything in bfloat16 a step moves 19 bytes per element, not 37, and stochastic rounding draws a second
-# time: 95 instructions per element. Only on the B200, whose memory is twice as fast as others', is that too many.
-BOUND_BY_INSTRUCTIONS = {("step, bfloat16, stochastic rounding, importance bfloat16", "sm_100"): 1.10}
+# time: 98 instructions per element. Only on the B200, whose memory is twice as fast as others', is that too many.
+BOUND_BY_INSTRUCTIONS = {("step, bfloat16, stochastic rounding, importance bfloat16", "sm_100"): 1.11}
 
 
 @pytest.mark.slow

@@ -110,6 +110,7 @@ class AdversarialEmbedding:
         if logits_fn is not None and not callable(logits_fn):
             raise TypeError(f"logits_fn={logits_fn!r} must be a function of the model's output, or None")
         check_adversary_options(given)
+        self._checked = given
         self.model = model
         self.step_size = step_size
         self.consistency_weight = consistency_weight
@@ -163,6 +164,13 @@ class AdversarialEmbedding:
     ) -> None:
         self.close()
 
+    def _check_options(self) -> None:
+        """Refuse what was set to nonsense since. What is as it was is not read, which may wait for a device."""
+        options = {name: getattr(self, name, value) for name, value in self._checked.items()}
+        if any(options[name] is not value for name, value in self._checked.items()):
+            check_adversary_options(options)
+            self._checked = options
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output; in training mode its loss is the whole objective. One thread at a time: others wait."""
         labels = kwargs.pop("labels", None) if self.loss_fn else None
@@ -177,6 +185,7 @@ class AdversarialEmbedding:
             return self.model(*args, **kwargs)
         if self._is_closed:
             raise RuntimeError("this AdversarialEmbedding is closed; make another one to train on")
+        self._check_options()
         with self._hook.lock, graphs_kept() if self.gradient == "exact" else nullcontext():
             try:
                 if self.loss_fn and labels is None:

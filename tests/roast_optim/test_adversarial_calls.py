@@ -383,3 +383,27 @@ def test_an_embedding_that_returns_no_single_tensor_is_refused() -> None:
     adversary = AdversarialEmbedding(model, embedding=model.bert)
     with pytest.raises(TypeError, match=r"'bert' returned .*Output.*\[batch, tokens, hidden\]"):
         adversary(**BERT.batch())
+
+
+@pytest.mark.parametrize(
+    ("option", "nonsense"),
+    [("norm", "bogus"), ("scale", "relativ"), ("direction", "nois"), ("gradient", "fsat"), ("share", 0), ("share", 1.5),
+     ("ascents", 0), ("step_size", -1.0), ("step_size", float("nan")), ("ramp", (5, 1)), ("consistency_weight", -1)],
+)  # fmt: skip
+def test_an_option_that_was_set_to_nonsense_later_is_refused(option: str, nonsense: object) -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 2)).train()
+    adversary = AdversarialEmbedding(model, loss_fn=nn.functional.cross_entropy)
+    ids, labels = torch.tensor([[1, 2], [3, 4]]), torch.tensor([0, 1])
+    adversary(ids, labels=labels)
+    setattr(adversary, option, nonsense)
+    with pytest.raises(ValueError, match=rf"^{option}="):
+        adversary(ids, labels=labels)
+
+
+def test_an_option_that_was_set_to_another_value_later_counts() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 2)).train()
+    adversary = AdversarialEmbedding(model, step_size=0.1, loss_fn=nn.functional.cross_entropy)
+    ids, labels = torch.tensor([[1, 2], [3, 4]]), torch.tensor([0, 1])
+    adversary.step_size = 0.0
+    adversary(ids, labels=labels)
+    assert adversary.last_losses["adversarial"] == adversary.last_losses["task"]

@@ -78,7 +78,7 @@ class Diagram:
             f"<text x='{x}' y='{y}' text-anchor='{anchor}' font-size='13' fill='{colour}'>{escape(text)}</text>"
         )
 
-    def frame(self, x: int, y: int, width: int, height: int, name: str, colour: str, indent: int = 12) -> None:
+    def frame(self, x: int, y: int, width: int, height: int, name: str, *, colour: str, indent: int = 12) -> None:
         self.parts.append(
             f"<rect x='{x}' y='{y}' width='{width}' height='{height}' rx='12' fill='none' stroke='{colour}' "
             f"stroke-width='1.8' stroke-dasharray='6 4'/>\n"
@@ -103,8 +103,8 @@ class Diagram:
 def flow() -> str:
     """What happens to a batch: two passes, one loss, a mask, AdamW."""
     made = Diagram(1010, 260, "A batch passes the model twice; a mask decides which elements AdamW updates")
-    made.frame(150, 30, 430, 215, "AdversarialEmbedding", BLUE)
-    made.frame(665, 30, 335, 215, "RoastAdamW", RED)
+    made.frame(150, 30, 430, 215, "AdversarialEmbedding", colour=BLUE)
+    made.frame(665, 30, 335, 215, "RoastAdamW", colour=RED)
     batch = made.box(15, 110, 105, 60, "batch", "text, labels")
     first = made.box(185, 45, 180, 60, "first pass", "the text as it is")
     second = made.box(185, 150, 180, 80, "second pass", "embeddings moved", "towards a larger loss")
@@ -128,8 +128,8 @@ def step() -> str:
     made = Diagram(
         980, 400, "One step of RoastAdamW, from gradient to parameter, and the refresh that ranks importance"
     )
-    made.frame(15, 30, 950, 215, "step: one kernel, one pass over memory", RED)
-    made.frame(15, 285, 950, 100, "refresh: seldom", BLUE, indent=110)
+    made.frame(15, 30, 950, 215, "step: one kernel, one pass over memory", colour=RED)
+    made.frame(15, 285, 950, 100, "refresh: seldom", colour=BLUE, indent=110)
     gradient = made.box(35, 70, 150, 50, "gradient g")
     importance = made.box(35, 165, 150, 60, "importance s", "s + g * g, float32")
     draw = made.box(315, 80, 205, 60, "draw", "Philox(seed, element, step)")

@@ -1,4 +1,4 @@
-"""One version of the package at work, told by lines what to do: ``python any_version.py CASE``.
+"""One version of the package at work, told by lines what to do: ``python any_version.py JSON``.
 
 It runs in the environment of the version that it measures, an old one too. So it uses what every version has, imports
 nothing of these benchmarks, and answers each line ``run`` with the seconds that one run of the case took.
@@ -6,10 +6,11 @@ nothing of these benchmarks, and answers each line ``run`` with the seconds that
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import nn
@@ -17,18 +18,11 @@ from torch import nn
 from roast_optim import AdversarialEmbedding, RoastAdamW
 
 Work = Callable[[], object]
-LAYERS = {"25M": (12, 384, 8192), "110M": (12, 768, 30522)}
-TINY_TENSORS = "1,000 tiny tensors"
+Shapes = list[tuple[int, ...]]
 
 
-def parameters(size: str, dtype: torch.dtype) -> list[nn.Parameter]:
-    """Of a BERT of that size, or so many tensors of 128 elements, with gradients of many scales."""
-    if size == TINY_TENSORS:
-        shapes: list[tuple[int, ...]] = [(128,)] * 1000
-    else:
-        layers, hidden, vocabulary = LAYERS[size]
-        layer = [(hidden, hidden), (hidden,)] * 4 + [(4 * hidden, hidden), (4 * hidden,), (hidden, 4 * hidden)]
-        shapes = [(vocabulary, hidden), (512, hidden), *(layer + [(hidden,)] * 5) * layers]
+def parameters(shapes: Shapes, dtype: torch.dtype) -> list[nn.Parameter]:
+    """Parameters with gradients of many scales."""
     torch.manual_seed(0)
     made = []
     for number, shape in enumerate(shapes):
@@ -38,9 +32,9 @@ def parameters(size: str, dtype: torch.dtype) -> list[nn.Parameter]:
     return made
 
 
-def ranked(size: str, dtype: torch.dtype) -> RoastAdamW:
+def ranked(shapes: Shapes, dtype: torch.dtype) -> RoastAdamW:
     """The optimizer after its first refresh, every tensor selective."""
-    groups = [{"params": parameters(size, dtype), "selective": True}]
+    groups = [{"params": parameters(shapes, dtype), "selective": True}]
     optimizer = RoastAdamW(groups, lr=1e-5, alpha=0.9, beta=10.0, refresh_every=None, backend="native")
     with optimizer.measure_importance():
         optimizer.step()
@@ -48,15 +42,15 @@ def ranked(size: str, dtype: torch.dtype) -> RoastAdamW:
     return optimizer
 
 
-def steps(size: str, dtype: torch.dtype) -> tuple[Work, Work]:
+def steps(shapes: Shapes, dtype: torch.dtype) -> tuple[Work, Work]:
     """Nothing to prepare, and a step; several where one is too short to be timed."""
-    optimizer, times = ranked(size, dtype), 10 if size == TINY_TENSORS else 1
+    optimizer, times = ranked(shapes, dtype), 10 if sum(map(math.prod, shapes)) < 1_000_000 else 1
     return lambda: None, lambda: [optimizer.step() for _ in range(times)]
 
 
-def refreshes(size: str, dtype: torch.dtype) -> tuple[Work, Work]:
+def refreshes(shapes: Shapes, dtype: torch.dtype) -> tuple[Work, Work]:
     """A step, after which there is importance, and the refresh."""
-    optimizer = ranked(size, dtype)
+    optimizer = ranked(shapes, dtype)
     return optimizer.step, optimizer.refresh
 
 
@@ -76,21 +70,15 @@ def objectives(gradient: str) -> tuple[Work, Work]:
     return model.zero_grad, run
 
 
-def cases() -> dict[str, Callable[[], tuple[Work, Work]]]:
-    """What makes each case, under its name."""
-    found: dict[str, Callable[[], tuple[Work, Work]]] = {}
-    for name, make in (("step", steps), ("refresh", refreshes)):
-        for size in LAYERS:
-            for dtype in (torch.float32, torch.bfloat16):
-                found[f"{name} {size} {str(dtype).removeprefix('torch.')}"] = partial(make, size, dtype)
-    found[f"step {TINY_TENSORS} float32"] = partial(steps, TINY_TENSORS, torch.float32)
-    for gradient in ("exact", "fast"):
-        found[f"adversary {gradient}"] = partial(objectives, gradient)
-    return found
+def work(what: str, shapes: Shapes, dtype: str, gradient: str) -> tuple[Work, Work]:
+    """What is to be prepared, and what is to be timed: a "step", a "refresh" or the "adversary"."""
+    if what == "adversary":
+        return objectives(gradient)
+    return {"step": steps, "refresh": refreshes}[what](shapes, getattr(torch, dtype))
 
 
 def main() -> None:
-    prepare, run = cases()[sys.argv[1]]()
+    prepare, run = work(**json.loads(sys.argv[1]))
     for _ in range(3):
         prepare()
         run()

@@ -11,13 +11,36 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from .any_version import cases
 from .pairs import against
+from .workloads import WORKLOADS
 
 AT_WORK = Path(__file__).with_name("any_version.py")
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _case(what: str, workload: str = "", dtype: str = "", gradient: str = "") -> dict[str, Any]:
+    """What :func:`.any_version.work` takes."""
+    return {"what": what, "shapes": WORKLOADS.get(workload, []), "dtype": dtype, "gradient": gradient}
+
+
+TINY_TENSORS = "1,000 tiny tensors"
+CASES: Mapping[str, dict[str, Any]] = {
+    **{
+        f"{what} {size} {dtype}": _case(what, size, dtype)
+        for what in ("step", "refresh")
+        for size in WORKLOADS
+        for dtype in DTYPES
+        if size != TINY_TENSORS
+    },
+    f"step {TINY_TENSORS} float32": _case("step", TINY_TENSORS, "float32"),
+    **{f"adversary {gradient}": _case("adversary", gradient=gradient) for gradient in ("exact", "fast")},
+}
 
 
 class Version:
@@ -26,8 +49,9 @@ class Version:
     def __init__(self, python: str, case: str) -> None:
         # By its path and from another folder, or it would import the package of the folder that it is started in.
         self._command = f"{python} {AT_WORK} {case!r}"
+        task = json.dumps(CASES.get(case))  # none for a name that is no case: the process says so and ends
         self._process = subprocess.Popen(
-            [python, str(AT_WORK), case], cwd=AT_WORK.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, str(AT_WORK), task], cwd=AT_WORK.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._answer("ready")
 
@@ -76,14 +100,14 @@ def compared(case: str, earlier: str, processes: int, rounds: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("python", help="interpreter of the environment of the earlier version")
-    parser.add_argument("--case", action="append", choices=list(cases()), help="one of them; all without this option")
+    parser.add_argument("--case", action="append", choices=list(CASES), help="one of them; all without this option")
     parser.add_argument("--processes", type=int, default=6, help="pairs of processes")
     parser.add_argument("--rounds", type=int, default=11, help="turns of each pair")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     arguments = parser.parse_args()
     figures = {}
     print("| case | this version / the earlier one | quartiles |\n|---|---|---|")
-    for case in arguments.case or cases():
+    for case in arguments.case or CASES:
         figures[case] = ratio = compared(case, arguments.python, arguments.processes, arguments.rounds)
         print(f"| {case} | {ratio['ratio']:.3f} | {ratio['lower_quartile']:.3f} to {ratio['upper_quartile']:.3f} |")
         sys.stdout.flush()

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.kernels.any_version import cases
-from benchmarks.kernels.earlier import Version, compared
+from benchmarks.kernels.earlier import CASES, Version, compared
 
 SHORTEST = "step 1,000 tiny tensors float32"
 
@@ -19,6 +18,6 @@ def test_two_versions_take_turns_and_each_answers_with_its_seconds() -> None:
 
 
 def test_a_version_that_cannot_work_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert SHORTEST in cases()
+    assert SHORTEST in CASES
     with pytest.raises(SystemExit, match="'no such case': no answer"):
         Version(sys.executable, "no such case")

@@ -57,18 +57,28 @@ def anomaly_tsv(count: int) -> str:
 
 
 @pytest.fixture
-def sentiment_folder(write_folder: Callable[..., Path]) -> Path:
-    """A folder with every role."""
-    return write_folder(
-        {
-            "train.tsv": ("sentiment", "train", sentiment_tsv(64, 1), ""),
-            "dev.tsv": ("sentiment", "validation", sentiment_tsv(20, 2), ""),
-            "test.tsv": ("sentiment", "validation", sentiment_tsv(24, 3), "in-distribution test"),
-            "elsewhere.tsv": ("sentiment", "shift", sentiment_tsv(22, 4), ""),
-            "tricky.tsv": ("sentiment", "adversarial", sentiment_tsv(21, 5), ""),
-            "strange.tsv": ("both", "anomaly", anomaly_tsv(15), ""),
-        }
-    )
+def folder_of_every_role(write_folder: Callable[..., Path]) -> Callable[[str, Callable[[int, int], str], int], Path]:
+    """A folder with every role: of a task, with rows that a function makes from their number and a seed."""
+
+    def write(task: str, tsv: Callable[[int, int], str], train_rows: int) -> Path:
+        return write_folder(
+            {
+                "train.tsv": (task, "train", tsv(train_rows, 1), ""),
+                "dev.tsv": (task, "validation", tsv(20, 2), ""),
+                "test.tsv": (task, "validation", tsv(24, 3), "in-distribution test"),
+                "elsewhere.tsv": (task, "shift", tsv(22, 4), ""),
+                "tricky.tsv": (task, "adversarial", tsv(21, 5), ""),
+                "strange.tsv": ("both", "anomaly", anomaly_tsv(15), ""),
+            }
+        )
+
+    return write
+
+
+@pytest.fixture
+def sentiment_folder(folder_of_every_role: Callable[..., Path]) -> Path:
+    """Sentiment with every role."""
+    return folder_of_every_role("sentiment", sentiment_tsv, 64)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_a_control_runs_where_what_it_controls_has_won() -> None:
 
 
 @pytest.fixture
-def pairs_folder(write_folder: Callable[..., Path]) -> Path:
+def pairs_folder(folder_of_every_role: Callable[..., Path]) -> Path:
     """Entailment with every role."""
 
     def pairs(count: int, seed: int) -> str:
@@ -79,16 +79,7 @@ def pairs_folder(write_folder: Callable[..., Path]) -> Path:
         lines = [f"{first}\t{second}\t{number % 3}" for number, ((first, _), (second, _)) in enumerate(rows)]
         return "premise\thypothesis\tlabel\n" + "".join(f"{line}\n" for line in lines)
 
-    return write_folder(
-        {
-            "train.tsv": ("entailment", "train", pairs(40, 1), ""),
-            "dev.tsv": ("entailment", "validation", pairs(20, 2), ""),
-            "test.tsv": ("entailment", "validation", pairs(24, 3), "in-distribution test"),
-            "elsewhere.tsv": ("entailment", "shift", pairs(22, 4), ""),
-            "tricky.tsv": ("entailment", "adversarial", pairs(21, 5), ""),
-            "strange.tsv": ("both", "anomaly", "text\n" + "unheard words\n" * 15, ""),
-        }
-    )
+    return folder_of_every_role("entailment", pairs, 40)
 
 
 def tiny(regime: Regime, model: Path) -> Regime:
